@@ -1,0 +1,199 @@
+"""The contract: one pure function family behind which every sequence-to-sequence model of the zoo lives.
+
+    encode(source, train)              -> memory          everything the decoder needs from the source, computed once
+    init_cache(memory, max_len, ...)   -> cache           a plain pytree that decoding carries along
+    decode(tokens, memory, cache=None) -> outputs, cache  all tokens teacher-forced, or one (or n) more with a cache
+    __call__(source, target)           =  decode(shift_right(target), encode(source))
+
+A model is a Flax Linen module with nothing but the ``params`` collection and the ``dropout`` rng, so that
+
+    outputs = model.apply({"params": params}, source, target)
+    memory = model.apply({"params": params}, source, method="encode")
+
+are pure functions: what a trainer, a search or an export needs to know of a model is this page and no more.
+
+Arrays carry their shape in their name. The legend, for all files:
+
+    B  batch             S  source length      T  target length     N  any length
+    D  model width       H  attention heads    K  head width        F  feed-forward width
+    V  vocabulary        L  layers             G  gates x width     W  beams of a sentence
+
+Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf is shared by all rows. ``decode`` accepts
+W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied per beam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+
+PyTree = Any
+
+
+class UserError(ValueError):
+    """Bad input: one sentence that names the thing and the way out. Commands print it and exit with 2."""
+
+
+class Tokens(NamedTuple):
+    """A padded batch of token sequences.
+
+    Attributes:
+      ids: (B, N) int32 token ids; what stands at a masked position does not matter.
+      mask: (B, N) bool, True where a token is real. Padding may stand on either side.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+
+
+class Outputs(NamedTuple):
+    """What a decoder says of each position.
+
+    Attributes:
+      logits: (B, T, V) unnormalised log-probabilities of the next token.
+      attention: on request, name -> weights (B, H, queries, keys); names end in ``self`` or ``cross``. Empty otherwise.
+    """
+
+    logits: jax.Array
+    attention: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What every variant's Config shares.
+
+    Attributes:
+      source_vocab_size: ids of the source vocabulary; 0 until the tokenizer is known.
+      target_vocab_size: ids of the target vocabulary; 0 until the tokenizer is known.
+    """
+
+    source_vocab_size: int = 0
+    target_vocab_size: int = 0
+
+    def build(self) -> Seq2Seq:
+        """The Linen module of this configuration."""
+        raise NotImplementedError
+
+    def example(self, batch: int = 2, source_len: int = 7, target_len: int = 5, seed: int = 0) -> tuple[PyTree, Tokens]:
+        """A small random batch, ragged and right-padded: (source, target) as ``__call__`` takes them."""
+        rng = np.random.default_rng(seed)
+        return (
+            random_tokens(rng, batch, source_len, self.source_vocab_size),
+            random_tokens(rng, batch, target_len, self.target_vocab_size),
+        )
+
+
+class Seq2Seq(nn.Module):
+    """Base of every model: the contract of this file. Subclasses define ``encode``, ``init_cache`` and ``decode``.
+
+    ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
+    ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
+    """
+
+    config: ModelConfig
+
+    RULES: ClassVar[tuple] = ()
+    SHARDING: ClassVar[tuple] = ()
+
+    def encode(self, source: PyTree, train: bool = False, attention: bool = False) -> PyTree:
+        """Everything that the decoder needs from the source, computed once."""
+        raise NotImplementedError
+
+    def init_cache(self, memory: PyTree, max_len: int, beams: int = 1) -> PyTree:
+        """The decoder's state before the first token, for ``beams`` rows a sentence and at most ``max_len`` tokens."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        tokens_BT: jax.Array,
+        memory: PyTree,
+        cache: PyTree | None = None,
+        train: bool = False,
+        attention: bool = False,
+    ) -> tuple[Outputs, PyTree]:
+        """Read T tokens and predict the one after each; with a cache, continue where it ended."""
+        raise NotImplementedError
+
+    def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
+        """Teacher forcing: the logits of every target token given the tokens before it and the source."""
+        memory = self.encode(source, train=train, attention=attention)
+        outputs, _ = self.decode(shift_right(target.ids), memory, train=train, attention=attention)
+        return outputs
+
+
+def shift_right(ids_BT: jax.Array) -> jax.Array:
+    """What a decoder reads when it is to predict ``ids_BT``: the start token, then all but the last.
+
+    >>> shift_right(jnp.array([[7, 8, 2]])).tolist()
+    [[1, 7, 8]]
+    """
+    return jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS) if ids_BT.shape[1] else ids_BT
+
+
+def positions(mask_BN: jax.Array) -> jax.Array:
+    """The index of each real token among the real ones of its row, (B, N) int32: right whichever side is padded.
+
+    >>> positions(jnp.array([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return jnp.maximum(jnp.cumsum(mask_BN.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def per_beam(x_B: jax.Array, rows: int) -> jax.Array:
+    """Repeat each sentence's row for its beams, so that ``rows`` result: for vectors, never for keys and values.
+
+    >>> per_beam(jnp.array([5, 6]), 4).tolist()
+    [5, 5, 6, 6]
+    """
+    return x_B if x_B.shape[0] == rows else jnp.repeat(x_B, rows // x_B.shape[0], axis=0)
+
+
+def pad_tokens(sequences: list[list[int]], length: int | None = None) -> Tokens:
+    """Right-pad lists of ids to one length (the longest one's unless given), as host arrays.
+
+    >>> pad_tokens([[5, 2], [2]]).ids.tolist()
+    [[5, 2], [2, 0]]
+    """
+    length = max(map(len, sequences), default=0) if length is None else length
+    ids = np.full((len(sequences), length), PAD, np.int32)
+    mask = np.zeros((len(sequences), length), bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = True
+    return Tokens(ids, mask)
+
+
+def random_tokens(rng: np.random.Generator, batch: int, length: int, vocab_size: int) -> Tokens:
+    """Ragged random sequences that end in the end token; the first row is full."""
+    lengths = np.concatenate([[length], rng.integers(1, length + 1, batch - 1)]).astype(int)
+    return pad_tokens([[*rng.integers(len(SPECIAL_TOKENS), vocab_size, n - 1), EOS] for n in lengths], length)
+
+
+def flatten_params(params: PyTree) -> dict[str, jax.Array]:
+    """The tree as ``{"encoder/layer_0/kernel": array}``: the names that every rule table matches.
+
+    >>> flatten_params({"a": {"b": 1}, "c": 2})
+    {'a/b': 1, 'c': 2}
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten_params(flat: dict[str, jax.Array]) -> PyTree:
+    """The inverse of ``flatten_params``."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
