@@ -1,0 +1,303 @@
+"""Transformer: "Attention Is All You Need", Vaswani et al. 2017 (arXiv:1706.03762).
+
+Encoder and decoder are stacks of attention and feed-forward sublayers, each inside a residual connection with layer
+normalisation; order is carried by positional encodings alone, so that training reads all positions at once.
+
+Departures from the paper:
+  - ``norm="pre"`` normalises the input of each sublayer instead of its sum, with one more normalisation at the end of
+    each stack (Xiong et al. 2020, arXiv:2002.04745): trains without a long warm-up. "post" is the paper's.
+  - ``positions="learned"`` is the paper's table 3, row E; it cannot read past ``max_len``.
+  - Projections have biases, as in torch.nn.Transformer (the authors' own code had none in attention).
+  - ``share_embeddings``: "all" is the paper's section 3.4 (source, target and output are one matrix) and wants one
+    vocabulary for both sides; "target" shares target and output; "none" keeps three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import normal, xavier_uniform
+from jax.sharding import PartitionSpec as P
+
+from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
+from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
+from zoo.nn.attention import KeyValue, MultiHeadAttention, causal_mask, write
+from zoo.nn.position import sinusoidal
+
+TASK = "translation and any text to text"
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """The paper's hyper-parameters, table 3.
+
+    Attributes:
+      d_model: width D of every layer's input and output.
+      d_ff: width F between the two products of the feed-forward sublayer.
+      num_heads: attention heads H; divides d_model.
+      num_layers: layers of the encoder, and of the decoder.
+      dropout: on the sum of embedding and position, and on each sublayer's output before it is added.
+      norm: "post" as published, or "pre".
+      positions: "sinusoidal" as published, or "learned".
+      max_len: rows of the learned position tables; sinusoids have no limit.
+      share_embeddings: "all", "target" or "none".
+    """
+
+    d_model: int = 512
+    d_ff: int = 2048
+    num_heads: int = 8
+    num_layers: int = 6
+    dropout: float = 0.1
+    norm: Literal["post", "pre"] = "post"
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_len: int = 512
+    share_embeddings: Literal["all", "target", "none"] = "all"
+
+    PAPER: ClassVar = "Vaswani et al. 2017"
+
+    def build(self) -> Transformer:
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise UserError(f"model.d_model is {self.d_model}: it must be even and a multiple of num_heads, {self.num_heads}")
+        if self.share_embeddings == "all" and self.source_vocab_size != self.target_vocab_size:
+            raise UserError(
+                f'model.share_embeddings is "all" but the vocabularies have {self.source_vocab_size} and '
+                f"{self.target_vocab_size} entries: train one tokenizer for both sides (tokenizer.shared) "
+                'or set share_embeddings to "target"'
+            )
+        return Transformer(self)
+
+
+# The paper's table 3. Its parameter counts, in millions: base 65, big 213 (37,000 shared byte pairs).
+PRESETS = {
+    "tiny": TransformerConfig(32, 32, d_model=32, d_ff=64, num_heads=4, num_layers=2, dropout=0.1),
+    "base": TransformerConfig(37_000, 37_000),
+    "big": TransformerConfig(37_000, 37_000, d_model=1024, d_ff=4096, num_heads=16, dropout=0.3),
+}
+
+
+class Memory(NamedTuple):
+    """What the decoder reads of the source: each decoder layer's cross-attention keys and values, projected once."""
+
+    keys: tuple[KeyValue, ...]
+    mask_BS: jax.Array
+    attention: dict[str, jax.Array]
+
+
+class Cache(NamedTuple):
+    """Each decoder layer's self-attention keys and values (R, H, max_len, K), and how many positions are filled (scalar)."""
+
+    keys: tuple[KeyValue, ...]
+    index: jax.Array
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward network: max(0, x W1 + b1) W2 + b2 (equation 2)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        c = self.config
+        x_BNF = nn.relu(nn.Dense(c.d_ff, kernel_init=xavier_uniform(), name="inner")(x_BND))
+        return nn.Dense(c.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
+
+
+class Residual(nn.Module):
+    """x + dropout(sublayer(x)), normalised after the sum ("post") or before the sublayer ("pre")."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.norm = nn.LayerNorm(epsilon=1e-5)
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
+        if self.config.norm == "pre":
+            return x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train)
+        return self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then the feed-forward network (figure 1, left)."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.attention = MultiHeadAttention(c.d_model, c.num_heads)
+        self.feed_forward = FeedForward(c)
+        self.attention_residual, self.feed_forward_residual = Residual(c), Residual(c)
+
+    def __call__(self, x_BSD: jax.Array, mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        weights_BHSS = None
+
+        def attend(x_BSD):
+            nonlocal weights_BHSS
+            x_BSD, weights_BHSS = self.attention(x_BSD, self.attention.project(x_BSD), mask)
+            return x_BSD
+
+        x_BSD = self.attention_residual(x_BSD, attend, train)
+        return self.feed_forward_residual(x_BSD, self.feed_forward, train), weights_BHSS
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention over the source, then the feed-forward network (figure 1, right)."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.attention = MultiHeadAttention(c.d_model, c.num_heads)
+        self.cross_attention = MultiHeadAttention(c.d_model, c.num_heads)
+        self.feed_forward = FeedForward(c)
+        self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
+        self.feed_forward_residual = Residual(c)
+
+    def __call__(self, x_RTD, source: KeyValue, source_mask, cache: KeyValue | None, index, train: bool):
+        """Returns x (R, T, D), the cache with T more positions (or None), and the weights {"self", "cross"}."""
+        weights = {}
+
+        def attend(x_RTD):
+            nonlocal cache
+            keys = self.attention.project(x_RTD)
+            if cache is not None:
+                keys = cache = write(cache, keys, index)
+            mask = causal_mask(x_RTD.shape[1], keys.key.shape[2], index)
+            x_RTD, weights["self"] = self.attention(x_RTD, keys, mask)
+            return x_RTD
+
+        def attend_source(x_RTD):
+            x_RTD, weights["cross"] = self.cross_attention(x_RTD, source, source_mask)
+            return x_RTD
+
+        x_RTD = self.attention_residual(x_RTD, attend, train)
+        x_RTD = self.cross_attention_residual(x_RTD, attend_source, train)
+        return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights
+
+
+def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
+    return (
+        *packed([f"{ours}/{name}" for name in ("query", "key", "value")], rf"{theirs}.in_proj_"),
+        *linear(f"{ours}/out", f"{theirs}.out_proj"),
+    )
+
+
+# The names of torch.nn.Transformer (as ``transformer``) beside torch.nn.Embedding and torch.nn.Linear.
+RULES = (
+    *embedding(r"(|source_|target_)(embedding|positions)", r"\1\2"),
+    *linear("output", "output"),
+    *_attention_rules(r"(encoder|decoder)_(\d+)/attention", r"transformer.\1.layers.\2.self_attn"),
+    *_attention_rules(r"decoder_(\d+)/cross_attention", r"transformer.decoder.layers.\1.multihead_attn"),
+    *linear(r"(encoder|decoder)_(\d+)/feed_forward/inner", r"transformer.\1.layers.\2.linear1"),
+    *linear(r"(encoder|decoder)_(\d+)/feed_forward/outer", r"transformer.\1.layers.\2.linear2"),
+    *norm(r"(encoder|decoder)_(\d+)/attention_residual/norm", r"transformer.\1.layers.\2.norm1"),
+    *norm(r"encoder_(\d+)/feed_forward_residual/norm", r"transformer.encoder.layers.\1.norm2"),
+    *norm(r"decoder_(\d+)/cross_attention_residual/norm", r"transformer.decoder.layers.\1.norm2"),
+    *norm(r"decoder_(\d+)/feed_forward_residual/norm", r"transformer.decoder.layers.\1.norm3"),
+    *norm(r"(encoder|decoder)_norm", r"transformer.\1.norm"),
+)
+
+# Megatron's split: the first product of a pair by columns, the second by rows; the other axis over fsdp.
+SHARDING = (
+    (r".*(query|key|value|inner)/kernel", P("fsdp", "model")),
+    (r".*(query|key|value|inner)/bias", P("model")),
+    (r".*(out|outer)/kernel", P("model", "fsdp")),
+    (r".*embedding", P("model", "fsdp")),
+    (r"output/kernel", P("fsdp", "model")),
+    (r".*", P()),
+)
+
+
+class Transformer(Seq2Seq):
+    """The model. Attention names are ``encoder_0/self``, ``decoder_0/self``, ``decoder_0/cross`` and so on."""
+
+    config: TransformerConfig
+
+    RULES: ClassVar = RULES
+    SHARDING: ClassVar = SHARDING
+
+    def setup(self):
+        c = self.config
+        embed = lambda size: nn.Embed(size, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
+        if c.share_embeddings == "all":
+            self.embedding = embed(c.target_vocab_size)
+        else:
+            self.source_embedding = embed(c.source_vocab_size)
+            self.target_embedding = embed(c.target_vocab_size)
+        if c.share_embeddings == "none":
+            self.output = nn.Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())
+        if c.positions == "learned":
+            self.source_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
+            self.target_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
+        self.encoder = [EncoderLayer(c) for _ in range(c.num_layers)]
+        self.decoder = [DecoderLayer(c) for _ in range(c.num_layers)]
+        if c.norm == "pre":
+            self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
+        self.drop = nn.Dropout(c.dropout)
+
+    def embed(self, side: str, ids_BN: jax.Array, position_BN: jax.Array, train: bool) -> jax.Array:
+        """Embeddings times sqrt(D), plus positions (sections 3.4 and 3.5): (B, N, D)."""
+        c = self.config
+        table = self.embedding if c.share_embeddings == "all" else getattr(self, f"{side}_embedding")
+        x_BND = table(ids_BN) * c.d_model**0.5
+        if c.positions == "sinusoidal":
+            x_BND = x_BND + sinusoidal(position_BN, c.d_model)
+        else:
+            x_BND = x_BND + getattr(self, f"{side}_positions")(position_BN)
+        return self.drop(x_BND, deterministic=not train)
+
+    def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
+        self.check_length(source.ids.shape[1])
+        mask = source.mask[:, None, None, :]
+        x_BSD = self.embed("source", source.ids, positions(source.mask), train)
+        weights = {}
+        for i, layer in enumerate(self.encoder):
+            x_BSD, weights[f"encoder_{i}/self"] = layer(x_BSD, mask, train)
+        if self.config.norm == "pre":
+            x_BSD = self.encoder_norm(x_BSD)
+        keys = tuple(layer.cross_attention.project(x_BSD) for layer in self.decoder)
+        return Memory(keys, source.mask, weights if attention else {})
+
+    def init_cache(self, memory: Memory, max_len: int, beams: int = 1) -> Cache:
+        self.check_length(max_len)
+        c = self.config
+        shape = (memory.mask_BS.shape[0] * beams, c.num_heads, max_len, c.d_model // c.num_heads)
+        dtype = memory.keys[0].key.dtype
+        zeros = tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.num_layers))
+        return Cache(zeros, jnp.zeros((), jnp.int32))
+
+    def decode(self, tokens_BT, memory: Memory, cache: Cache | None = None, train: bool = False, attention: bool = False):
+        c, (R, T) = self.config, tokens_BT.shape
+        if cache is None:
+            self.check_length(T)
+        index = jnp.zeros((), jnp.int32) if cache is None else cache.index
+        position_BT = jnp.broadcast_to(index + jnp.arange(T), (R, T))
+        x_BTD = self.embed("target", tokens_BT, position_BT, train)
+        source_mask = memory.mask_BS[:, None, None, :]
+        keys, weights = [], dict(memory.attention)
+        for i, layer in enumerate(self.decoder):
+            layer_cache = None if cache is None else cache.keys[i]
+            x_BTD, layer_cache, w = layer(x_BTD, memory.keys[i], source_mask, layer_cache, index, train)
+            keys.append(layer_cache)
+            weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
+        if c.norm == "pre":
+            x_BTD = self.decoder_norm(x_BTD)
+        new_cache = None if cache is None else Cache(tuple(keys), index + T)
+        return Outputs(self.logits(x_BTD), weights if attention else {}), new_cache
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """The output product, with the target embedding's transpose where it is shared: (B, T, V)."""
+        if self.config.share_embeddings == "none":
+            return self.output(x_BTD)
+        return (self.embedding if self.config.share_embeddings == "all" else self.target_embedding).attend(x_BTD)
+
+    def check_length(self, length: int) -> None:
+        if self.config.positions == "learned" and length > self.config.max_len:
+            raise UserError(
+                f"a sequence of {length} tokens does not fit model.max_len = {self.config.max_len}: "
+                'shorten it, raise max_len, or set model.positions to "sinusoidal"'
+            )
