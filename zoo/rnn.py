@@ -11,6 +11,7 @@ Departures from the papers:
     in +-0.08).
   - Dropout between layers, never along time (Zaremba et al. 2014, arXiv:1409.2329); 0 is the papers'.
   - Cho: output embeddings are of full rank (the paper factors the last matrix, G = Gl Gr, for its 15,000 words).
+  - Cho: the decoder's candidate is tanh(W y + U (r h) + C c), like the encoder's (appendix A.1.2 has W y + r (U h + C c)).
   - Elman's own network had no encoder; it is wired like Sutskever's.
 """
 

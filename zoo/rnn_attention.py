@@ -8,6 +8,7 @@
 Departures from the papers:
   - Recurrent matrices start orthogonal, the others Glorot-uniform, an LSTM's forget bias at one (Bahdanau: Gaussian, 0.01;
     Luong: uniform in +-0.1).
+  - Bahdanau: the update gate z keeps the old state, as in Cho et al. 2014 (the paper's z is 1 - z).
   - Dropout between layers, never along time; Luong's LSTMs read the source backwards only if ``reverse_source``.
   - Luong, local-p: S counts the real tokens, and the window is cut at real numbers, |s - p_t| <= window.
 """
@@ -163,8 +164,8 @@ class Bahdanau(Seq2Seq):
     # The names of a port made of torch.nn.Embedding, Linear and bare matrices.
     RULES: ClassVar = (
         *embedding(r"(source|target)_embedding", r"\1_embedding"),
-        Rule(r"(forward|backward|decoder)/(input|recurrent)_kernel", r"\1.\2.weight", TRANSPOSED),
-        Rule(r"(forward|backward|decoder)/bias", r"\1.input.bias"),
+        Rule(r"(forward|backward|decoder)/(input|recurrent)_kernel", r"\1_cell.\2.weight", TRANSPOSED),
+        Rule(r"(forward|backward|decoder)/bias", r"\1_cell.input.bias"),
         Rule(r"energy", r"energy", SAME),
         *linear(r"(initial|context_gates|query|keys|readout_state|readout_token|readout_context|output)", r"\1"),
     )
@@ -295,7 +296,7 @@ class Luong(Seq2Seq):
         return Outputs(logits_BTV, {"cross": a_BTS[:, None]} if attention else {}), cache
 
     def dropout_masks(self, shape: tuple[int, int], train: bool) -> list[jax.Array]:
-        """Scaled masks between the decoder's layers, drawn before the scan: (T, B, D) each, ones (T, 1, 1) when not training."""
+        """Scaled masks between the decoder's layers, drawn before the scan: (T, B, D) each, or ones (T, 1, 1)."""
         (B, T), c = shape, self.config
         if not train or c.dropout == 0:
             return [jnp.ones((T, 1, 1))] * (c.num_layers - 1)

@@ -70,7 +70,7 @@ def embedding(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 def cell(ours: str, theirs: str, suffix: str) -> tuple[Rule, ...]:
-    """A recurrent cell and one layer of torch.nn.RNN, LSTM or (reset after the product) GRU, which have two biases."""
+    """An Elman or LSTM cell and one layer of torch.nn.RNN or LSTM, which have two biases where one would do."""
     return (
         Rule(f"{ours}/input_kernel", f"{theirs}.weight_ih{suffix}", TRANSPOSED),
         Rule(f"{ours}/recurrent_kernel", f"{theirs}.weight_hh{suffix}", TRANSPOSED),

@@ -1,0 +1,23 @@
+"""Deep LSTMs pronounce English words.
+
+Paper     Sutskever et al. 2014; for this task Yao & Zweig 2015, who report 7.63 % PER and 28.61 % WER without attention.
+Command   python -m train configs/lstm_g2p.py --workdir runs/lstm_g2p
+Reached   NOTE
+"""
+
+from train.data import CMUDICT, Batching
+from train.experiment import Experiment, Tokenizers, Training
+from train.optim import Optimizer
+from zoo.predictor import Decoding
+from zoo.rnn import SutskeverConfig
+
+experiment = Experiment(
+    model=SutskeverConfig(embed_dim=256, hidden_dim=512, num_layers=2, dropout=0.2),
+    data=CMUDICT,
+    tokenizers=Tokenizers(source="characters", target="words"),
+    batching=Batching(tokens=4096, max_source_len=32, max_target_len=32, buckets=3),
+    optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=400, b2=0.98),
+    training=Training(steps=10_000, label_smoothing=0.1, log_every=100, eval_every=1000),
+    decoding=Decoding(beams=4, max_len=32, max_source_len=32),
+    task="pronunciation",
+)

@@ -1,0 +1,132 @@
+"""Train a model: ``python -m train CONFIG.py --workdir DIR [--field.name value ...]``.
+
+CONFIG.py is a Python file that sets ``experiment``, a ``train.experiment.Experiment``; it is run. Every field can be changed
+by an option; ``python -m train CONFIG.py --help`` lists them. Repeating a command continues its run.
+
+Exit codes: 0 done; 1 a fault of the program, with a traceback; 2 bad input, with one sentence; 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+from zoo.core import UserError
+
+USAGE = "usage: python -m train CONFIG.py --workdir DIR [--field.name value ...]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one experiment and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"{__doc__}\n{USAGE}\n       python -m train CONFIG.py --help")
+            return 0 if arguments else 2
+        experiment, workdir = parse(read_config(arguments[0]), arguments[1:], arguments[0])
+        from train.loop import run
+
+        run(experiment, workdir, "python -m train " + shlex.join(arguments))
+    except UserError as error:
+        return complain(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("zoo", "train", "configs"):
+            raise
+        return complain(f"{error.name} is not installed: pip install 'seq2seq-zoo[train]'")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return complain(f"no disk space is left ({error.filename or error}): free some and repeat the command to continue")
+    except KeyboardInterrupt:
+        print("interrupted; repeat the command to continue from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def complain(sentence: str) -> int:
+    """Print the one sentence; 2 is the exit code of bad input."""
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def read_config(name: str):
+    """The ``experiment`` of a config file.
+
+    Raises:
+      UserError: there is no such file, it is no Python, or it sets no experiment.
+    """
+    from train.experiment import Experiment
+    from zoo.variants import nearest
+
+    path = Path(name)
+    if name.startswith("-"):
+        raise UserError(f"the first argument is {name}, but the config file comes first; {USAGE}")
+    if not path.is_file():
+        others = [str(other) for other in sorted((path.parent if path.parent.is_dir() else Path("configs")).glob("*.py"))]
+        raise UserError(f"there is no config file {name}{nearest(name, others) or ': configs/ holds some to start from'}")
+    try:
+        experiment = runpy.run_path(name)["experiment"]
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not a Python file ({error}): see configs/quickstart.py") from error
+    except KeyError:
+        raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py") from None
+    except TypeError as error:  # an unknown field in the file
+        raise UserError(f"{name} cannot be used: {error}") from error
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{name} sets experiment to {experiment!r}: it must be a train.experiment.Experiment")
+    return experiment
+
+
+def parse(experiment, options: list[str], name: str):
+    """The experiment with the command line's changes, and the working directory.
+
+    Raises:
+      UserError: an unknown field (with the nearest one), or a value of the wrong type.
+      SystemExit: after ``--help``.
+    """
+    import tyro
+
+    from train.experiment import Command, Experiment
+
+    default = Command(**shallow(experiment))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command = tyro.cli(
+                Command, args=options, prog=f"python -m train {name}", default=default, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(one_sentence(said.getvalue(), f"python -m train {name} --help lists all options")) from None
+    if not command.workdir:
+        raise UserError(f"--workdir is missing: the directory that the run is written to; {USAGE}")
+    fields = shallow(command)
+    workdir = fields.pop("workdir")
+    return Experiment(**fields), Path(workdir)
+
+
+def shallow(data) -> dict:
+    """A dataclass's fields as they are."""
+    return {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+
+
+def one_sentence(box: str, otherwise: str) -> str:
+    """What tyro says in a box with sections: the first, and the option it suggests, if any."""
+    lines = [re.sub(r"^[│╭╰]|[│╮╯]$", "", line).strip() for line in box.splitlines()]
+    body = [line for line in lines if line and not line.endswith("─╮")]
+    rule = next((i for i, line in enumerate(body) if line.startswith("─")), len(body))
+    fault = " ".join(body[:rule]).rstrip(".")
+    suggestion = re.search(r"Perhaps you meant:?[\s─]*(--[\w.-]+)", "\n".join(body[rule:]))
+    return f"{fault}: " + (f"did you mean {suggestion[1]}?" if suggestion else otherwise)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

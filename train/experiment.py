@@ -1,0 +1,183 @@
+"""An experiment: everything that decides what a training run does, as one dataclass that a config file constructs.
+
+Every field can be changed on the command line: ``--optimizer.learning-rate 3e-4``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any, Literal
+
+from train.data import Batching, Files, Tfds
+from train.optim import Optimizer
+from train.parallel import Parallel
+from train.tasks import TASKS
+from zoo.core import ModelConfig, UserError
+from zoo.predictor import Decoding
+from zoo.text import Kind
+from zoo.variants import config_to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """How text becomes tokens; learned from the training split when a run starts, then kept with its checkpoints.
+
+    Attributes:
+      source: "characters", "words" (what stands between white space), "bpe" or "unigram".
+      target: the same for the target.
+      shared: one vocabulary, learned from both sides; wants the same kind for both.
+      vocab_size: most tokens of a vocabulary; 0: all characters or words, 8,000 subwords.
+      min_count: leave out characters, words and merges seen less often.
+      lowercase: make all text lower case.
+    """
+
+    source: Kind = "bpe"
+    target: Kind = "bpe"
+    shared: bool = False
+    vocab_size: int = 0
+    min_count: int = 1
+    lowercase: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long, and what is seen on the way.
+
+    Attributes:
+      steps: updates in all.
+      label_smoothing: share of the target probability given to the other tokens.
+      log_every: steps between two lines of metrics.
+      eval_every: steps between two evaluations, each followed by a checkpoint.
+      eval_examples: validation examples that are decoded at each evaluation; the loss is taken on all.
+      samples: decoded examples shown at each evaluation.
+      keep_last: newest checkpoints kept, beside the best one.
+      tensorboard: write event files for TensorBoard too.
+    """
+
+    steps: int = 10_000
+    label_smoothing: float = 0.0
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_examples: int = 512
+    samples: int = 3
+    keep_last: int = 2
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config file constructs.
+
+    Attributes:
+      model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
+      data: where text pairs come from.
+      tokenizers: how text becomes tokens.
+      batching: how examples become batches.
+      optimizer: how parameters are updated.
+      training: how long, and what is seen on the way.
+      decoding: how outputs are generated, in evaluation and afterwards.
+      parallel: how the work is shared among devices.
+      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF) or "text"
+        (character error rate).
+      seed: of the initial parameters, the order of the examples and dropout.
+    """
+
+    model: ModelConfig
+    data: Tfds | Files
+    tokenizers: Tokenizers = Tokenizers()
+    batching: Batching = Batching()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    decoding: Decoding = Decoding()
+    parallel: Parallel = Parallel()
+    task: Literal["pronunciation", "translation", "text"] = "text"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Experiment):
+    """Train a model. Repeating a command continues its run.
+
+    Attributes:
+      workdir: directory of the run: a new one, or that of the same command before.
+    """
+
+    workdir: str = ""
+
+
+AT_LEAST_ONE = (
+    *("batching.tokens", "batching.max_source_len", "batching.max_target_len", "batching.buckets", "batching.window"),
+    *("training.steps", "training.log_every", "training.eval_every", "training.eval_examples", "training.keep_last"),
+    *("decoding.beams", "decoding.max_len", "decoding.max_source_len", "tokenizers.min_count"),
+)
+NOT_NEGATIVE = (
+    *("training.samples", "tokenizers.vocab_size"),
+    *("optimizer.warmup_steps", "optimizer.learning_rate", "optimizer.clip"),
+)
+SHARE = ("training.label_smoothing", "model.dropout")
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError for the first field whose value cannot work, before anything is prepared."""
+    for names, low, high in ((AT_LEAST_ONE, 1, math.inf), (NOT_NEGATIVE, 0, math.inf), (SHARE, 0, 1)):
+        for name in names:
+            value = get(experiment, name)
+            if not low <= value <= high or not math.isfinite(value):
+                bound = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                raise UserError(f"{name} is {value}: it must be {bound}")
+    for field in dataclasses.fields(experiment.model):
+        value = getattr(experiment.model, field.name)
+        if type(value) is int and value < (0 if field.name.endswith("vocab_size") else 1):
+            raise UserError(f"model.{field.name} is {value}: it must be at least 1")
+    tokenizers = experiment.tokenizers
+    if tokenizers.shared and tokenizers.source != tokenizers.target:
+        raise UserError(
+            f"tokenizers.shared wants one kind for both sides, not {tokenizers.source} and {tokenizers.target}: make them equal"
+        )
+    if experiment.task not in TASKS:
+        raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+
+
+def get(experiment: Experiment, name: str) -> Any:
+    """``get(experiment, "training.steps")``."""
+    for part in name.split("."):
+        experiment = getattr(experiment, part)
+    return experiment
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The whole experiment as JSON, with the classes of the model and of the data."""
+    fields = dataclasses.asdict(experiment)
+    fields["model"] = config_to_json(experiment.model)
+    fields["data"] = {"kind": type(experiment.data).__name__, **fields["data"]}
+    return json.loads(json.dumps(fields))
+
+
+# A run may be resumed with other values of these: they change how it is watched and where it runs, not what it learns.
+FREE = ("training", "parallel", "decoding")
+
+
+def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Raises UserError if a run's saved experiment differs from this one in what it learns."""
+    saved, now = (flat({k: v for k, v in x.items() if k not in FREE}) for x in (saved, now))
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name):
+            typed = name.replace("model.fields.", "model.")
+            raise UserError(
+                f"{where} holds a run of another experiment, {typed} was {saved.get(name)!r} and is {now.get(name)!r} "
+                "now: repeat its command, or choose another --workdir"
+            )
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    out = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out

@@ -1,0 +1,66 @@
+"""Metrics as (sum, count): added over batches, devices and hosts first, divided once.
+
+A mean of per-batch or per-device means is wrong as soon as padding differs between them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoo.core import PAD
+
+
+class Metric(NamedTuple):
+    """A sum and what it is to be divided by; add two with ``add``."""
+
+    sum: jax.Array | float
+    count: jax.Array | float
+
+
+def add(left: dict[str, Metric], right: dict[str, Metric]) -> dict[str, Metric]:
+    """Metrics of two batches together.
+
+    >>> add({"loss": Metric(6.0, 2)}, {"loss": Metric(1.0, 1)})
+    {'loss': Metric(sum=7.0, count=3)}
+    """
+    return jax.tree.map(lambda x, y: x + y, left, right) if left else right
+
+
+def divide(metrics: dict[str, Metric]) -> dict[str, float]:
+    """The values, as Python floats; nan for a metric that counted nothing.
+
+    >>> divide({"loss": Metric(6.0, 2)})
+    {'loss': 3.0}
+    """
+    return {name: float(m.sum) / float(m.count) if float(m.count) else math.nan for name, m in metrics.items()}
+
+
+def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -> dict[str, Metric]:
+    """Cross-entropy in nats (``loss`` with smoothed labels, ``nll`` without) and accuracy of the real target tokens.
+
+    Label smoothing (Szegedy et al. 2016) gives 1 - epsilon to the true token and shares epsilon among all but padding.
+
+    Args:
+      logits_BTV: any float dtype; computed in float32.
+      target: ``core.Tokens`` (B, T).
+      label_smoothing: epsilon, 0 ... 1.
+    """
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    log_probs_BTV = jax.nn.log_softmax(logits_BTV)
+    nll_BT = -jnp.take_along_axis(log_probs_BTV, target.ids[..., None], axis=-1)[..., 0]
+    loss_BT = nll_BT
+    if label_smoothing:
+        others = logits_BTV.shape[-1] - 1
+        uniform_BT = -(log_probs_BTV.sum(axis=-1) - log_probs_BTV[..., PAD]) / others
+        loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
+    right_BT = logits_BTV.argmax(axis=-1) == target.ids
+    count = target.mask.sum().astype(jnp.float32)
+
+    def total(x_BT):
+        return Metric(jnp.where(target.mask, x_BT, 0).sum(dtype=jnp.float32), count)
+
+    return {"loss": total(loss_BT), "nll": total(nll_BT), "accuracy": total(right_BT)}
