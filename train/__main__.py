@@ -73,12 +73,12 @@ def read_config(name: str):
         raise UserError(f"there is no config file {name}{nearest(name, others) or ': configs/ holds some to start from'}")
     try:
         experiment = runpy.run_path(name)["experiment"]
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not a Python file ({error}): see configs/quickstart.py") from error
     except KeyError:
         raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py") from None
-    except TypeError as error:  # an unknown field in the file
-        raise UserError(f"{name} cannot be used: {error}") from error
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # whatever a file of the user's own raises: wrong syntax, an unknown field, a typing error
+        raise UserError(f"{name} cannot be used, {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} sets experiment to {experiment!r}: it must be a train.experiment.Experiment")
     return experiment
@@ -120,8 +120,7 @@ def shallow(data) -> dict:
 
 def one_sentence(box: str, otherwise: str) -> str:
     """What tyro says in a box with sections: the first, and the option it suggests, if any."""
-    lines = [re.sub(r"^[│╭╰]|[│╮╯]$", "", line).strip() for line in box.splitlines()]
-    body = [line for line in lines if line and not line.endswith("─╮")]
+    body = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     rule = next((i for i, line in enumerate(body) if line.startswith("─")), len(body))
     fault = " ".join(body[:rule]).rstrip(".")
     suggestion = re.search(r"Perhaps you meant:?[\s─]*(--[\w.-]+)", "\n".join(body[rule:]))

@@ -40,7 +40,11 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
+                preservation_policy=policy,
+                best_fn=lambda m: m[BEST],  # without it Orbax would not write the metrics that the policy reads
+                best_mode="min",
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
             ),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in names}
             | {name: ocp.JsonCheckpointHandler() for name in ("data", "model", "experiment")},

@@ -136,6 +136,11 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             f"tokenizers.shared wants one kind for both sides, not {tokenizers.source} and {tokenizers.target}: make them equal"
         )
+    if experiment.model.wants_one_vocabulary and not tokenizers.shared:
+        raise UserError(
+            'model.share_embeddings is "all", which wants one vocabulary for both sides: set tokenizers.shared, or '
+            'share_embeddings to "target"'
+        )
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
 

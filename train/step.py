@@ -56,7 +56,7 @@ def make_train_step(model: Seq2Seq, tx: optax.GradientTransformation, label_smoo
             grads, metrics = jax.lax.psum((grads, metrics), axis)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics["loss"].count, 1), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        metrics["gradient_norm"] = Metric(optax.global_norm(grads), jnp.float32(1))
+        metrics["gradient_norm"] = Metric(optax.tree.norm(grads), jnp.float32(1))
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return train_step

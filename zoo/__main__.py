@@ -18,7 +18,11 @@ CHUNK = 256  # lines of standard input predicted together
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    options, rest = parser().parse_known_args(arguments)
+    # argparse takes no text that follows an option ("predict DIR --json TEXT") for one: those are left in ``rest``.
+    if any(text.startswith("-") and text != "-" for text in rest) or (rest and not hasattr(options, "texts")):
+        parser().error(f"unknown argument {rest[0]}")
+    options.texts = [*getattr(options, "texts", []), *rest]
     try:
         options.run(options)
     except zoo.UserError as error:

@@ -82,6 +82,11 @@ class ModelConfig:
         """The Linen module of this configuration."""
         raise NotImplementedError
 
+    @property
+    def wants_one_vocabulary(self) -> bool:
+        """Whether source and target must share their token ids."""
+        return False
+
     def example(self, batch: int = 2, source_len: int = 7, target_len: int = 5, seed: int = 0) -> tuple[PyTree, Tokens]:
         """A small random batch, ragged and right-padded: (source, target) as ``__call__`` takes them."""
         rng = np.random.default_rng(seed)

@@ -59,14 +59,17 @@ class TransformerConfig(ModelConfig):
 
     PAPER: ClassVar = "Vaswani et al. 2017"
 
+    @property
+    def wants_one_vocabulary(self) -> bool:
+        return self.share_embeddings == "all"
+
     def build(self) -> Transformer:
         if self.d_model % self.num_heads or self.d_model % 2:
             raise UserError(f"model.d_model is {self.d_model}: it must be even and a multiple of num_heads, {self.num_heads}")
-        if self.share_embeddings == "all" and self.source_vocab_size != self.target_vocab_size:
+        if self.wants_one_vocabulary and self.source_vocab_size != self.target_vocab_size:
             raise UserError(
                 f'model.share_embeddings is "all" but the vocabularies have {self.source_vocab_size} and '
-                f"{self.target_vocab_size} entries: train one tokenizer for both sides (tokenizer.shared) "
-                'or set share_embeddings to "target"'
+                f'{self.target_vocab_size} entries: use one for both sides, or set share_embeddings to "target"'
             )
         return Transformer(self)
 

@@ -1,0 +1,20 @@
+"""The data room: where text pairs come from, and how they become batches of token ids."""
+
+from train.data.buckets import Batching, bucket_shapes
+from train.data.pipeline import Batch, Tokenized, eval_batches, train_batches
+from train.data.prefetch import prefetch_to_device
+from train.data.sources import CMUDICT, Example, Files, Tfds
+
+__all__ = [
+    "CMUDICT",
+    "Batch",
+    "Batching",
+    "Example",
+    "Files",
+    "Tfds",
+    "Tokenized",
+    "bucket_shapes",
+    "eval_batches",
+    "prefetch_to_device",
+    "train_batches",
+]

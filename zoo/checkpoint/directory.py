@@ -41,7 +41,9 @@ def predictor_from(description: Any, where: str, read_params) -> Predictor:
     if not isinstance(description, dict) or not wanted <= set(description):
         raise UserError(f"{where} does not describe a model of this zoo: it needs {', '.join(sorted(wanted))}")
     config = config_from_json(description["model"], where)
-    tokenizers = [Tokenizer.from_json(description[f"{side}_tokenizer"], where) for side in ("source", "target")]
+    tokenizers = [
+        Tokenizer.from_json(description[f"{side}_tokenizer"], f"{where}/{side}.json") for side in ("source", "target")
+    ]
     decoding = from_fields(Decoding, description["decoding"], where)
     return Predictor(config.build(), read_params(abstract_params(config)), *tokenizers, decoding)
 

@@ -66,7 +66,7 @@ def cudnn_gru_step(h_BD: jax.Array, gates_BG: jax.Array, weights: Weights) -> tu
     D = h_BD.shape[-1]
     recurrent_BG = h_BD @ weights.recurrent
     r, z = jnp.split(nn.sigmoid(gates_BG[:, : 2 * D] + recurrent_BG[:, : 2 * D]), 2, axis=-1)
-    candidate_BD = jnp.tanh(gates_BG[:, 2 * D :] + r * (recurrent_BG[:, 2 * D :] + weights.recurrent_bias))
+    candidate_BD = jnp.tanh(gates_BG[:, 2 * D :] + r * (recurrent_BG[:, 2 * D :] + weights.recurrent_bias[None]))
     h_BD = z * h_BD + (1 - z) * candidate_BD
     return h_BD, h_BD
 

@@ -1,0 +1,317 @@
+"""The contract, for the model of every config in configs/: at its tiny size, with the config's own choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import runpy
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import zoo
+from train import optim, parallel
+from train.data import Batch
+from train.metrics import divide
+from train.optim import Optimizer
+from train.parallel import Parallel
+from train.step import init_state, make_train_step
+from zoo.checkpoint.rules import from_reference, to_reference
+from zoo.core import EOS, PAD, Tokens, pad_tokens, random_tokens, shift_right
+from zoo.generate import generate, score
+from zoo.variants import abstract_params, variants
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+BATCH, SOURCE, TARGET, VOCAB = 4, 7, 6, 32
+
+
+def tiny(config):
+    """The variant's tiny preset with the config's choices (norm, score, ...): sizes are numbers, choices are not."""
+    module = variants()[type(config).__module__.removeprefix("zoo.")]
+    presets = [preset for name, preset in module.PRESETS.items() if name.endswith("tiny") and type(preset) is type(config)]
+    assert presets, f"{type(config).__name__} has no tiny preset"
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dataclasses.replace(presets[0], **{name: value for name, value in fields.items() if isinstance(value, (str, bool))})
+
+
+class Subject(NamedTuple):
+    """A tiny model with parameters, a ragged batch, and its methods compiled."""
+
+    model: zoo.Seq2Seq
+    params: dict
+    source: Tokens
+    target: Tokens
+
+    def apply(self, *args, method=None, **kw):
+        return compiled(self.model, method, tuple(sorted(kw.items())))(self.params, *args)
+
+
+@functools.cache
+def compiled(model, method, static):
+    return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method, **dict(static)))
+
+
+@functools.cache
+def subject_of(path: Path) -> Subject:
+    model = tiny(runpy.run_path(str(path))["experiment"].model).build()
+    source, target = model.config.example(BATCH, SOURCE, TARGET, seed=1)
+    params = jax.jit(model.init)(jax.random.key(0), source, target)["params"]
+    # Biases start at zero and norms at one: noise makes a forgotten or swapped one visible.
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    leaves = [leaf + 0.05 * rng.standard_normal(leaf.shape).astype(leaf.dtype) for leaf in leaves]
+    return Subject(model, jax.tree.unflatten(tree, leaves), source, target)
+
+
+@pytest.fixture(
+    params=[pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem)) for path in CONFIGS], scope="module"
+)
+def subject(request):
+    return subject_of(request.param)
+
+
+def test_shapes_and_finiteness(subject):
+    s = subject
+    outputs = s.apply(s.source, s.target, attention=True)
+    chex.assert_shape(outputs.logits, (BATCH, TARGET, VOCAB))
+    chex.assert_tree_all_finite(outputs)
+    chex.assert_type(outputs.logits, jnp.float32)
+    for name, weights in outputs.attention.items():
+        assert name.rsplit("/")[-1] in ("self", "cross")
+        if name.endswith("cross"):
+            chex.assert_shape(weights, (BATCH, None, TARGET, SOURCE))
+            hidden = np.broadcast_to(~np.asarray(s.source.mask)[:, None, None, :], weights.shape)
+            assert not np.asarray(weights)[hidden].any(), "attention looks at padding"
+            assert (np.asarray(weights).sum(-1) <= 1 + 1e-5).all()
+    assert not s.apply(s.source, s.target).attention, "attention came unasked"
+
+
+def test_parameters_do_not_depend_on_the_example(subject):
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(subject.model.config), subject.params)
+
+
+def test_causal(subject):
+    """The prediction of token t has a gradient for tokens before t only, and for each of these."""
+    s = subject
+    memory = s.apply(s.source, method="encode")
+    table_path = "target_embedding" if "target_embedding" in s.params else "embedding"
+    table = s.params[table_path]["embedding"]
+    ids = jnp.arange(4, 4 + TARGET)[None].repeat(BATCH, 0)  # each token once: its row of the table is its own
+
+    @jax.jit
+    def gradient(t):
+        def f(table):
+            params = {**s.params, table_path: {"embedding": table}}
+            outputs, _ = s.model.apply({"params": params}, ids, memory, method="decode")
+            return jax.nn.log_softmax(outputs.logits[0, t, :4]).sum() * 100  # special tokens: none of them is read
+
+        return jax.grad(f)(table)
+
+    for t in (0, TARGET // 2, TARGET - 1):
+        moved = np.abs(np.asarray(gradient(t)))[4 : 4 + TARGET].sum(axis=1) > 0
+        assert not moved[t + 1 :].any(), f"position {t} sees {np.flatnonzero(moved[t + 1 :]) + t + 1}"
+        assert moved[: t + 1].all(), f"position {t} does not see {np.flatnonzero(~moved[: t + 1])}"
+
+
+def test_source_reaches_every_output(subject):
+    s = subject
+    changed = Tokens((np.asarray(s.source.ids) + 1 - 4) % (VOCAB - 4) + 4, s.source.mask)
+    difference = np.abs(s.apply(s.source, s.target).logits - s.apply(changed, s.target).logits).max(axis=(0, 2))
+    assert (difference > 1e-6).all()
+
+
+def test_source_padding_is_invisible(subject):
+    """What stands in the padding changes no bit; how much there is, and on which side, nothing beyond rounding."""
+    s = subject
+    right = s.apply(s.source, s.target).logits
+    garbage = Tokens(np.where(s.source.mask, s.source.ids, 9), s.source.mask)
+    np.testing.assert_array_equal(right, s.apply(garbage, s.target).logits)
+    for side in ((0, 3), (3, 0)):
+        padded = Tokens(*(np.pad(x, ((0, 0), side)) for x in s.source))
+        chex.assert_trees_all_close(s.apply(padded, s.target).logits, right, atol=5e-6)
+
+
+def test_each_sentence_alone(subject):
+    s = subject
+    together = s.apply(s.source, s.target).logits
+    for row in range(BATCH):
+        length, target_length = int(s.source.mask[row].sum()), int(s.target.mask[row].sum())
+        alone = Tokens(*(x[row : row + 1, :length] for x in s.source))
+        target = Tokens(*(x[row : row + 1, :target_length] for x in s.target))
+        chex.assert_trees_all_close(s.apply(alone, target).logits[0], together[row, :target_length], atol=5e-6)
+
+
+@pytest.mark.parametrize("length", [0, SOURCE])
+def test_empty_source_is_finite(subject, length):
+    """A row of nothing but padding, or no column at all, gives finite outputs and gradients and leaves other rows alone."""
+    s = subject
+    mask = np.array(s.source.mask[:, :length])
+    mask[1:2] = False
+    source = Tokens(s.source.ids[:, :length], mask)
+
+    def loss(params):
+        return s.model.apply({"params": params}, source, s.target).logits.var()
+
+    logits = s.apply(source, s.target).logits
+    chex.assert_tree_all_finite((logits, jax.jit(jax.grad(loss))(s.params)))
+    if length:
+        keep = np.array([0, 2, 3])
+        chex.assert_trees_all_close(logits[keep], s.apply(s.source, s.target).logits[keep], atol=5e-6)
+
+
+@pytest.mark.parametrize("chunks", [(1,) * TARGET, (1, 3, 2)])
+def test_step_by_step_equals_all_at_once(subject, chunks):
+    s = subject
+    everything = s.apply(s.source, s.target).logits
+    memory = s.apply(s.source, method="encode")
+    cache = s.apply(memory, method="init_cache", max_len=TARGET + 2)
+    tokens, parts, start = shift_right(jnp.asarray(s.target.ids)), [], 0
+    for size in chunks:
+        outputs, cache = s.apply(tokens[:, start : start + size], memory, cache, method="decode")
+        parts.append(outputs.logits)
+        start += size
+    chex.assert_trees_all_close(jnp.concatenate(parts, axis=1), everything, atol=5e-6)
+
+
+def test_beams_share_the_memory(subject):
+    """W rows a sentence with one row of memory give what each row gives alone; a cache's leaves have R rows or none."""
+    s, W = subject, 3
+    memory = s.apply(s.source, method="encode")
+    cache = s.apply(memory, method="init_cache", max_len=4, beams=W)
+    assert all(leaf.ndim == 0 or leaf.shape[0] == BATCH * W for leaf in jax.tree.leaves(cache))
+    tokens = np.random.default_rng(0).integers(4, VOCAB, (BATCH * W, 2)).astype(np.int32)
+    for t in range(2):
+        outputs, cache = s.apply(tokens[:, t : t + 1], memory, cache, method="decode")
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), memory)
+    alone, _ = s.apply(tokens, repeated, None, method="decode")
+    chex.assert_trees_all_close(outputs.logits[:, 0], alone.logits[:, 1], atol=5e-6)
+
+
+def test_generation_ends_pads_and_agrees_with_rescoring(subject):
+    s, max_len = subject, 6
+    for beams in (1, 3):
+        found = generate(s.model, s.params, s.source, max_len=max_len, beams=beams, alpha=0.0)
+        for ids, length in zip(np.asarray(found.ids), np.asarray(found.length), strict=True):
+            assert 1 <= length <= max_len
+            assert (ids[length:] == PAD).all()
+            assert EOS not in ids[: length - 1]
+            assert length == max_len or ids[length - 1] == EOS
+        mask = np.arange(max_len) < np.asarray(found.length)[:, None]
+        sums, tokens = score(s.model, s.params, s.source, Tokens(found.ids, mask))
+        chex.assert_trees_all_close(found.log_probs, tokens, atol=2e-5)
+        chex.assert_trees_all_close(found.score, sums, atol=5e-5)
+
+
+def test_conversion_round_trip(subject):
+    """Our parameters under the reference's names and back: every tensor, byte for byte, and nothing else."""
+    s = subject
+    tensors = to_reference(s.params, s.model.RULES)
+    chex.assert_trees_all_equal(from_reference(tensors, s.model.RULES, s.params), jax.tree.map(np.asarray, s.params))
+    first = next(iter(tensors))
+    with pytest.raises(zoo.UserError, match="missing"):
+        from_reference({name: x for name, x in tensors.items() if name != first}, s.model.RULES, s.params)
+    with pytest.raises(zoo.UserError, match="not taken stray"):
+        from_reference({**tensors, "stray": tensors[first]}, s.model.RULES, s.params)
+
+
+def test_orbax_round_trip(subject, tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", subject.params)
+        checkpointer.wait_until_finished()
+        chex.assert_trees_all_equal(checkpointer.restore(tmp_path / "params", subject.params), subject.params)
+
+
+def uneven_batch(model, rows: int) -> Batch:
+    """Rows of very different lengths, the last two empty: a mean of per-device means would be far off."""
+    rng = np.random.default_rng(3)
+    source, _ = model.config.example(rows, SOURCE, TARGET, seed=3)
+    lengths = np.linspace(1, TARGET, rows - 2).astype(int)
+    target = pad_tokens([[*rng.integers(4, VOCAB, n - 1), EOS] for n in lengths] + [[], []], TARGET)
+    return Batch(source, target, np.arange(rows, dtype=np.int32))
+
+
+@functools.cache
+def two_steps_on_one_device(model):
+    """The start, and the parameters and metrics after two steps of SGD with momentum."""
+    tx = optim.make(Optimizer("sgd", learning_rate=0.5, clip=0.0), abstract_params(model.config), steps=2)
+    train_step = make_train_step(model, tx)
+    init = functools.partial(init_state, model, tx, model.config.example(1), jax.random.key(5))
+    # Random bits may depend on the sharding of the computation that asks for them: all start from these values.
+    start = state = jax.device_get(jax.jit(init)())
+    batch, key, one = uneven_batch(model, 16), jax.random.key(0), jax.jit(train_step)
+    for _ in range(2):
+        state, metrics = one(state, batch, key)
+    return init, train_step, batch, start, jax.device_get(state.params), divide(jax.device_get(metrics))
+
+
+@pytest.mark.parametrize("kind", [Parallel(), Parallel("mesh", fsdp=2, model=2)], ids=["pmap", "mesh"])
+def test_many_devices_equal_one(subject, kind):
+    """Eight devices, uneven padding: the parameters and the metrics of one device."""
+    model = without_dropout(subject.model)
+    init, train_step, batch, start, params, metrics = two_steps_on_one_device(model)
+    many = parallel.make(kind, model.SHARDING)
+    assert len(many.devices) == 8
+    places = jax.tree.map(lambda x: x.sharding, many.abstract(init))
+    state, step = jax.device_put(start, places), many.compile_train(train_step)
+    for _ in range(2):
+        state, shared_metrics = step(state, many.put(batch), many.put_key(jax.random.key(0)))
+    chex.assert_trees_all_close(jax.device_get(state.params), params, atol=2e-6)
+    chex.assert_trees_all_close(divide(jax.device_get(shared_metrics)), metrics, rtol=1e-5)
+    same = jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim), state, places)
+    assert all(jax.tree.leaves(same)), "a step moved the state to other places"
+    if kind.kind == "mesh":
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params)), "no rule shards anything"
+
+
+@functools.cache
+def without_dropout(model):
+    return dataclasses.replace(model.config, dropout=0.0).build()
+
+
+def test_learns_to_copy(subject):
+    """The loss of copying short random sequences falls to a small part of its start."""
+    model, rng = without_dropout(subject.model), np.random.default_rng(0)
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def train(params, sources):
+        def step(carry, source):
+            params, opt_state = carry
+            loss = lambda p: copy_loss(model, p, source)  # noqa: E731
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt_state = tx.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        return jax.lax.scan(step, (params, tx.init(params)), sources)[1]
+
+    # Eight symbols, up to three of them: 300 steps suffice even for one vector of 32 numbers.
+    batches = [random_tokens(rng, 32, 4, 12) for _ in range(300)]
+    losses = np.asarray(train(subject.params, jax.tree.map(lambda *x: np.stack(x), *batches)))
+    assert losses[-20:].mean() < 0.25 * losses[:5].mean(), (losses[:5], losses[-20:])
+
+
+def copy_loss(model, params, source: Tokens):
+    logits = model.apply({"params": params}, source, source).logits
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, source.ids)
+    return jnp.where(source.mask, nll, 0).sum() / source.mask.sum()
+
+
+def test_dropout_is_explicit(subject):
+    """Training differs from evaluation and from key to key, and not for the same key; evaluation needs no key."""
+    model = dataclasses.replace(subject.model.config, dropout=0.5).build()
+
+    @jax.jit
+    def logits(key):
+        return model.apply({"params": subject.params}, subject.source, subject.target, train=True, rngs={"dropout": key}).logits
+
+    first, again, other = logits(jax.random.key(1)), logits(jax.random.key(1)), logits(jax.random.key(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - subject.apply(subject.source, subject.target).logits).max() > 1e-3

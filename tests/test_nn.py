@@ -1,0 +1,274 @@
+"""The shared parts against plain numpy: attention, positions, recurrent cells and their scan."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo.nn.attention import (
+    KeyValue,
+    additive_scores,
+    causal_mask,
+    dot_product_attention,
+    dot_scores,
+    masked_softmax,
+    mix,
+    write,
+)
+from zoo.nn.position import sinusoidal
+from zoo.nn.recurrent import CELLS, Cell, Weights, gru_step, input_gates, maxout, per_gate, scan_cell, zero_carry
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+# --- Attention --------------------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def softmax_and_gradient(scores, mask, by):
+    weights, pull = jax.vjp(lambda x: masked_softmax(x, mask), scores)
+    return weights, pull(by)[0]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=4, max_size=4), st.sampled_from([1.0, 80.0, 1e30]))
+def test_masked_softmax(mask, scale):
+    mask, scores, by = np.array(mask), normal(4, 5) * np.float32(scale), normal(4, 5, seed=1)
+    weights, gradient = softmax_and_gradient(scores, mask, by)
+    chex.assert_tree_all_finite((weights, gradient))
+    assert (np.asarray(weights)[~mask] == 0).all()
+    assert (np.asarray(gradient)[~mask] == 0).all()
+    for row in range(4):
+        if mask[row].any():
+            expected = softmax(scores[row, mask[row]].astype(np.float64))
+            close(np.asarray(weights)[row, mask[row]], expected)
+            by_row = by[row, mask[row]]
+            close(np.asarray(gradient)[row, mask[row]], expected * (by_row - (expected * by_row).sum()))
+
+
+def test_masked_softmax_ignores_nan_and_infinity_where_masked():
+    scores = jnp.array([[1.0, jnp.nan, 2.0, jnp.inf]])
+    weights, gradient = softmax_and_gradient(scores, jnp.array([[True, False, True, False]]), normal(1, 4))
+    close(weights, [[sigmoid(-1), 0, sigmoid(1), 0]])
+    chex.assert_tree_all_finite(gradient)
+
+
+def test_masked_softmax_is_float32_for_bfloat16_scores():
+    assert masked_softmax(jnp.zeros((2, 3), jnp.bfloat16), jnp.ones((2, 3), bool)).dtype == jnp.float32
+
+
+attention = jax.jit(dot_product_attention)
+B, W, H, T, S, K = 2, 3, 2, 4, 5, 6
+SOURCE_MASK = np.arange(S)[None] < np.array([5, 2])[:, None]
+
+
+def test_dot_product_attention_is_equation_1():
+    q, k, v = normal(B, H, T, K), normal(B, H, S, K, seed=1), normal(B, H, S, K, seed=2)
+    mask = SOURCE_MASK[:, None, None] & (np.arange(T)[:, None] + 1 >= np.arange(S))[None, None]
+    mixed, weights = attention(q, k, v, mask)
+    expected = softmax(np.where(mask, q @ k.swapaxes(2, 3) / np.sqrt(K), -np.inf))
+    close(weights, expected)
+    close(mixed, expected @ v)
+
+
+def test_beams_equal_repeated_keys():
+    q, k, v = normal(W * B, H, T, K), normal(B, H, S, K, seed=1), normal(B, H, S, K, seed=2)
+    mask = SOURCE_MASK[:, None, None]
+    shared = attention(q, k, v, mask)
+    repeated = attention(q, *(np.repeat(x, W, axis=0) for x in (k, v, mask)))
+    chex.assert_trees_all_close(shared, repeated, atol=1e-6)
+    chex.assert_shape(shared, [(W * B, H, T, K), (W * B, H, T, S)])
+
+
+def test_beams_refuse_a_mask_that_differs_by_query():
+    with pytest.raises(ValueError, match="beams"):
+        dot_product_attention(normal(W * B, H, T, K), normal(B, H, S, K), normal(B, H, S, K), np.ones((B, 1, T, S), bool))
+
+
+@pytest.mark.parametrize("length", [0, S])
+def test_nowhere_to_look(length):
+    q, k = normal(B, H, T, K), normal(B, H, length, K)
+    mixed, weights = attention(q, k, k, np.zeros((B, 1, 1, length), bool))
+    chex.assert_shape(weights, (B, H, T, length))
+    assert not np.asarray(mixed).any()
+    assert not np.asarray(weights).any()
+
+
+def test_additive_and_dot_scores_and_mix_share_keys_between_beams():
+    query, key, v = normal(W * B, K), normal(B, S, K, seed=1), normal(K, seed=2)
+    weights = normal(W * B, S, seed=3)
+    for row in range(W * B):
+        sentence = key[row // W]
+        close(additive_scores(query, key, v)[row], [np.tanh(query[row] + k) @ v for k in sentence])
+        close(dot_scores(query, key)[row], sentence @ query[row])
+        close(mix(weights, key)[row], weights[row] @ sentence)
+
+
+@pytest.mark.parametrize(("queries", "keys", "start"), [(4, 4, 0), (1, 6, 3), (2, 6, 3), (3, 2, 0)])
+def test_causal_mask(queries, keys, start):
+    expected = [[s <= start + t for s in range(keys)] for t in range(queries)]
+    np.testing.assert_array_equal(causal_mask(queries, keys, start), np.reshape(expected, (1, 1, queries, keys)))
+
+
+def test_write_changes_only_its_positions():
+    cache, new = KeyValue(normal(B, H, 6, K), normal(B, H, 6, K, seed=1)), KeyValue(*[normal(B, H, 2, K, seed=2)] * 2)
+    for old, updated, x in zip(cache, jax.jit(write)(cache, new, 3), new):
+        np.testing.assert_array_equal(updated, np.concatenate([old[:, :, :3], x, old[:, :, 5:]], axis=2))
+
+
+def test_sinusoidal_is_the_papers_formula():
+    position, D = np.array([[0, 1, 2, 7], [3, 3, 100, 511]]), 10
+    encoded = sinusoidal(position, D)
+    chex.assert_shape(encoded, (2, 4, D))
+    for row, column in np.ndindex(position.shape):
+        for i in range(D // 2):
+            angle = position[row, column] / 10_000 ** (2 * i / D)
+            close(encoded[row, column, 2 * i], np.sin(angle), atol=1e-4)
+            close(encoded[row, column, 2 * i + 1], np.cos(angle), atol=1e-4)
+
+
+# --- Recurrence -------------------------------------------------------------------------------------------------------
+
+ROWS, LENGTH, INPUTS, D = 3, 5, 4, 3
+
+
+def elman(W, U, b, b_h, x, h, c):
+    return np.tanh(x @ W + h @ U + b), c
+
+
+def lstm(W, U, b, b_h, x, h, c):
+    i, f, g, o = np.split(x @ W + h @ U + b, 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def gru(W, U, b, b_h, x, h, c):
+    """Cho et al. 2014: equations 5 (reset), 6 (update), 8 (candidate) and 7 (state)."""
+    (W_r, W_z, W), (U_r, U_z, U), (b_r, b_z, b) = (np.split(a, 3, axis=-1) for a in (W, U, b))
+    r = sigmoid(x @ W_r + h @ U_r + b_r)
+    z = sigmoid(x @ W_z + h @ U_z + b_z)
+    candidate = np.tanh(x @ W + (r * h) @ U + b)
+    return z * h + (1 - z) * candidate, c
+
+
+def cudnn_gru(W, U, b, b_h, x, h, c):
+    (W_r, W_z, W), (U_r, U_z, U), (b_r, b_z, b) = (np.split(a, 3, axis=-1) for a in (W, U, b))
+    r = sigmoid(x @ W_r + h @ U_r + b_r)
+    z = sigmoid(x @ W_z + h @ U_z + b_z)
+    candidate = np.tanh(x @ W + r * (h @ U + b_h) + b)
+    return z * h + (1 - z) * candidate, c
+
+
+STEPS = {"elman": elman, "lstm": lstm, "gru": gru, "cudnn_gru": cudnn_gru}
+
+
+def weights_of(kind: str) -> Weights:
+    G = CELLS[kind].gates * D
+    last = normal(D, seed=3) if kind == "cudnn_gru" else None
+    return Weights(normal(INPUTS, G), normal(D, G, seed=1), normal(G, seed=2), last)
+
+
+@functools.cache
+def compiled_scan(kind: str, reverse: bool):
+    """From (x, mask) to (the last carry, h), and the gradient of a sum of both by x."""
+
+    def run(x, mask):
+        weights, h_BD = weights_of(kind), jnp.asarray(normal(ROWS, D, seed=4))
+        carry = (normal(ROWS, D, seed=5), h_BD) if CELLS[kind].has_memory else h_BD
+        results = scan_cell(CELLS[kind].step, weights, input_gates(x, weights), carry, mask, reverse)
+        return sum(leaf.sum() for leaf in jax.tree.leaves(results)), results
+
+    return jax.jit(jax.grad(run, has_aux=True))
+
+
+def by_sentence(kind: str, x, mask, reverse: bool):
+    """The same in numpy: each sentence without its padding, one step after another."""
+    outputs, states, memories = np.zeros((ROWS, LENGTH, D)), normal(ROWS, D, seed=4), normal(ROWS, D, seed=5)
+    for row in range(ROWS):
+        real = np.flatnonzero(mask[row])
+        for n in real[::-1] if reverse else real:
+            states[row], memories[row] = STEPS[kind](*weights_of(kind), x[row, n], states[row], memories[row])
+            outputs[row, n] = states[row]
+    return outputs, states, memories
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+@given(lengths=st.lists(st.integers(0, LENGTH), min_size=ROWS, max_size=ROWS), left=st.booleans())
+def test_scan_reads_each_sentence_and_never_its_padding(kind, reverse, lengths, left):
+    x = normal(ROWS, LENGTH, INPUTS, seed=6)
+    mask = np.arange(LENGTH)[None] < np.array(lengths)[:, None]
+    mask = mask[:, ::-1] if left else mask
+    gradient, (carry, h) = compiled_scan(kind, reverse)(x, mask)
+    outputs, states, memories = by_sentence(kind, x, mask, reverse)
+    close(h, outputs, atol=1e-5)
+    close(carry[1] if CELLS[kind].has_memory else carry, states, atol=1e-5)
+    if CELLS[kind].has_memory:
+        close(carry[0], memories, atol=1e-5)
+    assert (np.asarray(gradient)[~mask] == 0).all()
+    garbage = np.where(mask[..., None], x, np.nan).astype(np.float32)
+    chex.assert_trees_all_equal(compiled_scan(kind, reverse)(garbage, mask)[1], (carry, h))
+
+
+def test_gru_is_the_published_one():
+    """Four steps of ``gru_step`` alone: the reset gate acts before the product, which is not cuDNN's GRU."""
+    weights, x, h = weights_of("gru"), normal(1, 4, INPUTS), np.zeros((1, D), np.float32)
+    gates, expected = input_gates(x, weights), h[0]
+    for n in range(4):
+        h, out = gru_step(h, gates[:, n], weights)
+        expected, _ = gru(*weights, x[0, n], expected, None)
+        close(h[0], expected)
+        close(out, h)
+
+
+def test_scan_without_a_mask_reads_everything():
+    kind, x = "lstm", normal(ROWS, LENGTH, INPUTS)
+    weights = weights_of(kind)
+    run = jax.jit(lambda mask: scan_cell(CELLS[kind].step, weights, input_gates(x, weights), zero_carry(kind, ROWS, D), mask))
+    chex.assert_trees_all_close(run(None), run(np.ones((ROWS, LENGTH), bool)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cell_starts_orthogonal_gate_by_gate(kind):
+    cell = Cell(kind, INPUTS, D)
+    params = jax.jit(cell.init)(jax.random.key(0), jnp.zeros((1, 2, INPUTS)))["params"]
+    gates = np.split(np.asarray(params["recurrent_kernel"]), CELLS[kind].gates, axis=1)
+    for gate in gates:
+        close(gate @ gate.T, np.eye(D), atol=1e-5)
+    assert len({gate.tobytes() for gate in gates}) == len(gates)
+    bias = np.zeros((CELLS[kind].gates, D))
+    if kind == "lstm":
+        bias[1] = 1  # the forget gate is open
+    np.testing.assert_array_equal(params["bias"].reshape(-1, D), bias)
+
+
+def test_per_gate_gives_each_block_its_own_key():
+    drawn = per_gate(lambda key, shape, dtype: jax.random.normal(key, shape, dtype), 3)(jax.random.key(0), (2, 6))
+    chex.assert_shape(drawn, (2, 6))
+    assert len(np.unique(drawn)) == 12
+
+
+def test_maxout():
+    x = normal(2, 3, 8)
+    for pieces in (2, 4):
+        expected = [[[row[i : i + pieces].max() for i in range(0, 8, pieces)] for row in rows] for rows in x]
+        np.testing.assert_array_equal(maxout(x, pieces), expected)

@@ -1,0 +1,90 @@
+"""A few batch shapes for texts of all lengths: what the limits of a batch are, and which shapes suit a training set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from zoo.core import UserError
+
+Shape = tuple[int, int, int]  # rows B of the global batch, source length S, target length T
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How examples become batches. Lengths are in tokens, the end token included."""
+
+    tokens: int = 4096
+    """Size of a batch over all devices: rows times the longer of source and target length, padding included."""
+    max_source_len: int = 256
+    """Longer sources are left out of training and truncated in evaluation."""
+    max_target_len: int = 256
+    """Longer targets are left out of training and truncated in evaluation."""
+    buckets: int = 4
+    """At most this many batch shapes; each is compiled once."""
+    window: int = 64
+    """About this many batches are sorted by length together: more means less padding, fewer more randomness."""
+
+    def admits(self, lengths_N2: np.ndarray) -> np.ndarray:
+        """(N,) bool: which (source, target) lengths are within the limits."""
+        return (lengths_N2 <= (self.max_source_len, self.max_target_len)).all(axis=1)
+
+    def covered_by(self, shape: Shape) -> bool:
+        """Whether whatever is within the limits fits into this shape."""
+        return self.max_source_len <= shape[1] and self.max_target_len <= shape[2]
+
+    def check(self, lengths_N2: np.ndarray) -> None:
+        """Raise UserError if there are no examples or none is within the limits."""
+        if not len(lengths_N2):
+            raise UserError("The training set holds no examples: check the data fields of the experiment.")
+        if not self.admits(lengths_N2).any():
+            source_len, target_len = lengths_N2.min(axis=0)
+            raise UserError(
+                f"No training example is within max_source_len {self.max_source_len} and max_target_len {self.max_target_len} "
+                f"(the shortest source has {source_len} tokens, the shortest target {target_len}): raise these limits."
+            )
+
+
+def bucket_shapes(batching: Batching, multiple_of: int, lengths_N2: np.ndarray) -> tuple[Shape, ...]:
+    """The batch shapes of a training set, shortest first, at most ``batching.buckets`` of them.
+
+    The last one, at the limits, takes what the sample did not show. The others are quantiles of the sample, chosen one by
+    one so that each saves the most padding.
+
+    Args:
+      batching: the limits.
+      multiple_of: devices over which rows are divided; every B is a multiple of it, even if that exceeds ``tokens``.
+      lengths_N2: (N, 2) token counts of source and target, such as ``Tokenized.sample_lengths`` gives.
+
+    Raises:
+      UserError: no lengths, or none within the limits.
+    """
+    batching.check(lengths_N2)
+    admitted_N2 = lengths_N2[batching.admits(lengths_N2)]
+    quantiles_Q2 = np.quantile(admitted_N2, np.linspace(0.02, 1, 50), axis=0, method="higher")
+    candidates = [tuple(map(_round_up, quantile)) for quantile in quantiles_Q2]
+    bounds = [(_round_up(batching.max_source_len), _round_up(batching.max_target_len))]
+    for _ in range(batching.buckets - 1):
+        bounds = min((sorted({*bounds, new}) for new in candidates), key=lambda bounds: _padded_size(admitted_N2, bounds))
+    return tuple((max(1, batching.tokens // max(bound) // multiple_of) * multiple_of, *bound) for bound in bounds)
+
+
+def _padded_size(lengths_N2: np.ndarray, bounds: list[tuple[int, int]]) -> int:
+    return int(np.max(bounds, axis=1)[bucket_of(lengths_N2, bounds)].sum())
+
+
+def bucket_of(lengths_N2: np.ndarray, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(N,) index of the first (S, T) that both lengths of an example are within."""
+    return np.stack([(lengths_N2 <= bound).all(axis=1) for bound in bounds], axis=1).argmax(axis=1)
+
+
+def _round_up(length: int) -> int:
+    """The next multiple of 8 (of 4 up to 64, of 2 up to 16): few shapes, little padding.
+
+    >>> [_round_up(n) for n in (7, 17, 65)]
+    [8, 20, 72]
+    """
+    step = 2 if length <= 16 else 4 if length <= 64 else 8
+    return -(-int(length) // step) * step
