@@ -119,12 +119,12 @@ def shallow(data) -> dict:
 
 
 def one_sentence(box: str, otherwise: str) -> str:
-    """What tyro says in a box with sections: the first, and the option it suggests, if any."""
-    body = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(body) if line.startswith("─")), len(body))
-    fault = " ".join(body[:rule]).rstrip(".")
-    suggestion = re.search(r"Perhaps you meant:?[\s─]*(--[\w.-]+)", "\n".join(body[rule:]))
-    return f"{fault}: " + (f"did you mean {suggestion[1]}?" if suggestion else otherwise)
+    """What tyro says in a box with sections (drawn in ASCII on a plain terminal): the first, and the option it suggests."""
+    _title, *lines = [re.sub(r"[│|╭╮╰╯─]|-{5,}", "", line).strip() for line in box.splitlines()]
+    sections = re.split(r"\n{2,}", "\n".join(lines).strip())
+    suggestion = re.search(r"^--[\w.-]+", "\n".join(sections[1:]), re.MULTILINE) if "Perhaps you meant" in box else None
+    fault = " ".join(sections[0].split("\n")).rstrip(".")
+    return f"{fault}: " + (f"did you mean {suggestion[0]}?" if suggestion else otherwise)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from train.step import State, init_state, make_eval_step, make_train_step
 from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
+from zoo.checkpoint.orbax import CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor import Predictor
 from zoo.text import Tokenizer
@@ -50,17 +51,18 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            experiment.check_same(json.loads(path.read_text(encoding="utf-8")), now, str(workdir))
+            if steps(workdir / CHECKPOINTS):  # before the first checkpoint there is nothing to lose, and options may change
+                experiment.check_same(json.loads(path.read_text(encoding="utf-8")), now, str(workdir))
         elif any(workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and holds no training run: choose another --workdir")
         report.write_atomically(path, json.dumps(now, indent=2) + "\n")
+        return Checkpoints(workdir, config.training.keep_last)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror or error}): choose another") from error
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not readable JSON ({error}): restore it, or choose another --workdir") from error
-    return Checkpoints(workdir, config.training.keep_last)
 
 
 class Run:
@@ -74,6 +76,7 @@ class Run:
         self.latest = checkpoints.latest()
         self.view.say("reading the data")
         self.train_examples, self.validation = config.data.load("train"), config.data.load("validation")
+        self.test_examples = config.data.load("test")  # now: a wrong name must not wait for the end of training
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
         self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
@@ -108,11 +111,10 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Train what is left, then test; nothing if both are done."""
-        steps = self.config.training.steps
         path = self.workdir / report.RESULT
-        if self.latest is None or self.latest < steps:
+        if self.latest is None or self.latest < self.config.training.steps:
             self.train()
-        elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == steps:
+        elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
             self.view.summary(done, None, self.workdir, self.validation[0].source)
             return done
@@ -214,9 +216,7 @@ class Run:
 
     def test(self) -> dict[str, Any]:
         """The best checkpoint's score on the whole test split, written to result.json."""
-        from zoo.checkpoint.orbax import find_step
-
-        test = self.config.data.load("test")
+        test = self.test_examples
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         loaded = zoo.load(best)
@@ -226,7 +226,7 @@ class Run:
         result = {
             **{f"test/{name}": value for name, value in scores.items()},
             f"test/{self.task.unit}": len(test),
-            "steps": self.config.training.steps,
+            "steps": self.checkpoints.latest(),
             "best_step": int(best.name),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
             "wall_seconds": round(self.seconds(), 1),
