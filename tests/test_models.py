@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,7 +206,7 @@ def test_transformer_shares_embeddings(share, tables):
 
 
 def test_transformer_shared_by_all_wants_one_vocabulary():
-    with pytest.raises(UserError, match=r"tokenizer\.shared"):
+    with pytest.raises(UserError, match='share_embeddings is "all"'):
         dataclasses.replace(TRANSFORMER, source_vocab_size=31, share_embeddings="all").build()
     dataclasses.replace(TRANSFORMER, source_vocab_size=31, share_embeddings="target").build()
 
@@ -264,3 +265,30 @@ def test_dropout_only_in_training(name):
     chex.assert_trees_all_equal(first, again)
     assert differ(first, other)
     assert differ(first, run(model, params, source, target).logits)  # without a key: dropout that is on would raise
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("sutskever-tiny", 2 + 2 + 1),  # the input of each layer, and of the output product
+        ("cho-tiny", 2 + 1),  # both embeddings, and the maxout layer
+        ("bahdanau-tiny", 2 + 1),
+        ("luong-tiny", 2 + 2 + 1),
+        ("transformer-tiny", 2 + 2 * 2 + 2 * 3),  # both sums of embedding and position, and each sublayer
+    ],
+)
+def test_dropout_stands_where_the_config_says(name, places):
+    model, source, target, template = shapes(dataclasses.replace(TINY[name], dropout=0.5))
+    seen = []
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and not kwargs["deterministic"]:
+            seen.append(context.module.name)
+        return call(*args, **kwargs)
+
+    def train(params):
+        return model.apply({"params": params}, source, target, train=True, rngs={"dropout": jax.random.key(0)})
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(train, template)
+    assert len(seen) == places

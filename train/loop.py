@@ -116,7 +116,7 @@ class Run:
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
-            self.view.summary(done, None, self.workdir, self.validation[0].source)
+            self.view.summary(done, None, self.workdir, self.typed())
             return done
         return self.test()
 
@@ -235,8 +235,13 @@ class Run:
             "command": self.command,
         }
         report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
-        self.view.summary(result, image, self.workdir, test[0].source)
+        self.view.summary(result, image, self.workdir, self.typed())
         return result
+
+    def typed(self) -> str:
+        """A source for the command that the summary suggests: a plain word, if there is one."""
+        sources = [example.source for example in evaluate.spread(self.test_examples, 16)]
+        return next((source for source in sources if source.isalpha()), sources[0])
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def read_params(step: Path, template: PyTree) -> PyTree:
     """The parameters of a checkpoint as arrays on the default device, if names and shapes are those of the template."""
     import orbax.checkpoint as ocp
 
+    # Orbax warns that a single item has no metadata of its own: in our layout that stands beside it, for all items.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     with ocp.StandardCheckpointer() as checkpointer:
         path = (step / "params").resolve()
         try:
