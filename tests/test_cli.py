@@ -20,6 +20,8 @@ from train.__main__ import main as train
 from zoo.__main__ import main as use
 from zoo.text import Tokenizer
 
+pytestmark = pytest.mark.xdist_group("cli")  # one worker: the run that most tests share is made once
+
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "transformer_tsv.py")
 TINY = shlex.split(

@@ -70,9 +70,13 @@ def subject_of(path: Path) -> Subject:
     return Subject(model, jax.tree.unflatten(tree, leaves), source, target)
 
 
-@pytest.fixture(
-    params=[pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem)) for path in CONFIGS], scope="module"
-)
+def param(path: Path):
+    """Configs of one class go to one worker: where their tiny models are equal, what one compiled serves the other."""
+    group = type(runpy.run_path(str(path))["experiment"].model).__name__
+    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(params=[param(path) for path in CONFIGS], scope="module")
 def subject(request):
     return subject_of(request.param)
 

@@ -19,6 +19,8 @@ from train.data.cmudict import dictionary_path, read_dictionary, split_of
 from zoo.core import EOS, UserError
 from zoo.text import Tokenizer
 
+pytestmark = pytest.mark.xdist_group("data")  # one worker: CMUdict is prepared once
+
 PAIRS = [("one", "eins"), ("two", "zwei"), ("drei ", "three")]
 
 # ---------------------------------------------------------------- files
@@ -165,7 +167,11 @@ def test_bad_files_are_named_with_their_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [damaged_gzip(), b"not gzip at all", gzip.compress(b"x" * 100)[:12] + b"\xff" * 60])
+@pytest.mark.parametrize(
+    "content",
+    [damaged_gzip(), b"not gzip at all", gzip.compress(b"x" * 100)[:12] + b"\xff" * 60],
+    ids=["cut short", "no gzip", "damaged"],
+)
 def test_a_damaged_gzip_file_is_named(tmp_path, content):
     (tmp_path / "a.tsv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tsv\.gz after line \d+ cannot be read"):
@@ -188,12 +194,12 @@ def test_bad_parquet_columns_are_named(tmp_path):
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"There is no file nowhere\.tsv"):
+    with pytest.raises(UserError, match=r"there is no file nowhere\.tsv"):
         load("nowhere.tsv")
     (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(UserError, match=r"folder\.tsv is a folder"):
         load(str(tmp_path / "folder.tsv"))
-    with pytest.raises(UserError, match="No training file is given"):
+    with pytest.raises(UserError, match="no training file is given"):
         Files().load("train")
 
 
@@ -204,7 +210,7 @@ def test_parallel_files_must_match(tmp_path):
             load(name)
     with pytest.raises(UserError, match="not 3"):
         load(f"{long},{long},{long}")
-    with pytest.raises(UserError, match="There is no file absent"):
+    with pytest.raises(UserError, match="there is no file absent"):
         load(f"{long},absent")
 
 
@@ -279,7 +285,7 @@ def test_registered_text_pair_sets(name, source, target, monkeypatch):
         ({"source": "wurd"}, "no feature 'wurd': set the field source to one of .*word"),
         ({"target": "wurd"}, "no feature 'wurd': set the field target to one of .*pronunciation"),
         ({"references": "wurd"}, "no feature 'wurd': set the field references to one of"),
-        ({"train_split": "trian"}, "Split 'trian' of cmudict cannot be read .* choose from .*train"),
+        ({"train_split": "trian"}, "split 'trian' of cmudict cannot be read .* choose from .*train"),
     ],
 )
 def test_bad_tfds_fields_are_named(cmudict, fields, message):
@@ -355,7 +361,7 @@ def check_batch(batch, lengths, shapes, hosts=1):
 def test_shapes_are_few_and_admit_every_example(lengths, batching, multiple_of):
     lengths_N2 = np.array(lengths) + 1
     if not admitted(lengths, batching):
-        with pytest.raises(UserError, match="No training example is within max_source_len"):
+        with pytest.raises(UserError, match="no training example is within max_source_len"):
             bucket_shapes(batching, multiple_of, lengths_N2)
         return
     shapes = bucket_shapes(batching, multiple_of, lengths_N2)

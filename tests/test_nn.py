@@ -183,7 +183,7 @@ STEPS = {"elman": elman, "lstm": lstm, "gru": gru, "cudnn_gru": cudnn_gru}
 
 def weights_of(kind: str) -> Weights:
     G = CELLS[kind].gates * D
-    last = normal(D, seed=3) if kind == "cudnn_gru" else None
+    last = normal(1, D, seed=3) if kind == "cudnn_gru" else None
     return Weights(normal(INPUTS, G), normal(D, G, seed=1), normal(G, seed=2), last)
 
 

@@ -169,7 +169,8 @@ class Run:
         batching = self.config.batching
         data = Tokenized(self.train_examples, *self.sides())
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
-        return train_batches(data, batching, shapes, self.config.seed), shapes
+        host = (jax.process_index(), jax.process_count())
+        return train_batches(data, batching, shapes, self.config.seed, host), shapes
 
     def restore(self, batches, init) -> State:
         """The newest checkpoint's state; the data goes on where it was."""

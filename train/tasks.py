@@ -42,7 +42,7 @@ def edit_rates(predictions: Sequence[str], references: References, split: Callab
 def pronunciation(predictions: Sequence[str], references: References) -> dict[str, float]:
     """Phone and word error rate in percent, each word against the pronunciation that fits best of those listed.
 
-    >>> pronunciation(["K AE T", "D AO G"], [["K AE T"], ["D AA G", "D AO G Z"]])
+    >>> pronunciation(["K AE T", "D AO G"], [["K AE T"], ["D AA G", "D AO T"]])
     {'per': 16.666666666666668, 'wer': 50.0}
     """
     rates = divide(edit_rates(predictions, references, str.split))

@@ -100,6 +100,8 @@ class Predictor:
         if unknown:
             raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
         decoding = dataclasses.replace(self.decoding, **options)
+        if decoding.max_source_len < 1:
+            raise UserError(f"max_source_len is {decoding.max_source_len}: it must be at least 1")
         sources = [self.cut(ids, decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
         results: list[Prediction | None] = [None] * len(texts)
         for rows, batch in self.batches(sources):

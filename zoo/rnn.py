@@ -3,15 +3,14 @@
   Elman      the simple recurrent network of Elman 1990 ("Finding Structure in Time"), as encoder and as decoder.
   Sutskever  "Sequence to Sequence Learning with Neural Networks", Sutskever et al. 2014 (arXiv:1409.3215): deep LSTMs,
              the source read backwards, the final states passed layer by layer.
-  Cho        "Learning Phrase Representations using RNN Encoder-Decoder", Cho et al. 2014 (arXiv:1406.1078): one GRU each way; a
-             summary c of the source enters every decoder step and the output layer, which is maxout.
+  Cho        "Learning Phrase Representations using RNN Encoder-Decoder", Cho et al. 2014 (arXiv:1406.1078): one GRU each
+             way; a summary c of the source enters every decoder step and the output layer, which is maxout.
 
 Departures from the papers:
   - Recurrent matrices start orthogonal, the others Glorot-uniform, an LSTM's forget bias at one (Sutskever: all uniform
     in +-0.08).
   - Dropout between layers, never along time (Zaremba et al. 2014, arXiv:1409.2329); 0 is the papers'.
   - Cho: output embeddings are of full rank (the paper factors the last matrix, G = Gl Gr, for its 15,000 words).
-  - Cho: the decoder's candidate is tanh(W y + U (r h) + C c), like the encoder's (appendix A.1.2 has W y + r (U h + C c)).
   - Elman's own network had no encoder; it is wired like Sutskever's.
 """
 
@@ -28,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam
-from zoo.nn.recurrent import CELLS, Carry, Cell, input_gates, maxout, scan_cell
+from zoo.nn.recurrent import CELLS, Carry, Cell, cudnn_gru_step, input_gates, maxout, scan_cell
 
 TASK = "text to text, through one vector"
 
@@ -151,8 +150,9 @@ class Sutskever(Seq2Seq):
         *cell(r"(encoder|decoder)_(\d+)", r"\1", r"_l\2"),
         *linear("output", "output"),
     )
+    # Gates lie side by side on the last axis: over ``model`` it would put different gates of a unit on different devices.
     SHARDING: ClassVar = (
-        (r".*(input_kernel|recurrent_kernel)", P("fsdp", "model")),
+        (r".*(input_kernel|recurrent_kernel|gates/kernel)", P("fsdp")),
         (r".*embedding", P("model", "fsdp")),
         (r"output/kernel", P("fsdp", "model")),
         (r".*", P()),
@@ -198,9 +198,11 @@ class Cho(Seq2Seq):
         h_BD = self.init_cache(memory, tokens_BT.shape[1]) if cache is None else cache
         c_B1D = per_beam(memory.c_BD, tokens_BT.shape[0])[:, None]
         y_BTD = self.drop(self.target_embedding(tokens_BT), deterministic=not train)
-        weights = self.decoder.weights
-        gates_BTG = input_gates(y_BTD, weights) + self.summary_gates(c_B1D)
-        carry, h_BTD = scan_cell(CELLS["gru"].step, weights, gates_BTG, h_BD)
+        # Appendix A.1.2: the decoder's candidate is tanh(W y + r (U h + C c)), so C c stands where cuDNN's GRU has a bias.
+        r_and_z, candidate_BD = jnp.split(self.summary_gates(c_B1D[:, 0]), [2 * h_BD.shape[-1]], axis=-1)
+        weights = self.decoder.weights._replace(recurrent_bias=candidate_BD)
+        gates_BTG = input_gates(y_BTD, weights) + jnp.pad(r_and_z, ((0, 0), (0, h_BD.shape[-1])))[:, None]
+        carry, h_BTD = scan_cell(cudnn_gru_step, weights, gates_BTG, h_BD)
         readout_BTF = self.readout_state(h_BTD) + self.readout_token(y_BTD) + self.readout_summary(c_B1D)
         s_BTF = self.drop(maxout(readout_BTF), deterministic=not train)
         return Outputs(self.output(s_BTF), {}), carry

@@ -169,9 +169,10 @@ class Bahdanau(Seq2Seq):
         Rule(r"energy", r"energy", SAME),
         *linear(r"(initial|context_gates|query|keys|readout_state|readout_token|readout_context|output)", r"\1"),
     )
+    # Gates lie side by side on the last axis: over ``model`` it would put different gates of a unit on different devices.
     SHARDING: ClassVar = (
-        (r".*(input_kernel|recurrent_kernel)", P("fsdp", "model")),
-        (r"(context_gates|query|keys|output)/kernel", P("fsdp", "model")),
+        (r".*(input_kernel|recurrent_kernel|gates/kernel)", P("fsdp")),
+        (r"(query|keys|predict_hidden|combine|output)/kernel", P("fsdp", "model")),
         (r".*embedding", P("model", "fsdp")),
         (r".*", P()),
     )
@@ -309,9 +310,4 @@ class Luong(Seq2Seq):
         Rule(r"((?:predict_)?energy)", r"\1", SAME),
         *linear(r"(feed_gates|keys|query|predict_hidden|combine|output)", r"\1"),
     )
-    SHARDING: ClassVar = (
-        (r".*(input_kernel|recurrent_kernel)", P("fsdp", "model")),
-        (r"(feed_gates|keys|query|predict_hidden|combine|output)/kernel", P("fsdp", "model")),
-        (r".*embedding", P("model", "fsdp")),
-        (r".*", P()),
-    )
+    SHARDING: ClassVar = Bahdanau.SHARDING

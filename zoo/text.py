@@ -65,15 +65,15 @@ class Tokenizer:
           UserError: unknown kind, a vocabulary too small for anything, or texts without a single token.
         """
         if kind not in get_args(Kind):
-            raise UserError(f"The tokenizer kind {kind!r} does not exist: choose one of {', '.join(get_args(Kind))}.")
+            raise UserError(f"the tokenizer kind {kind!r} does not exist: choose one of {', '.join(get_args(Kind))}")
         if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
             raise UserError(
-                f"A vocab_size of {vocab_size} leaves no room beside the {len(SPECIAL_TOKENS)} special tokens: raise it."
+                f"a vocab_size of {vocab_size} leaves no room beside the {len(SPECIAL_TOKENS)} special tokens: raise it"
             )
         backend, trainer = _untrained(kind, vocab_size, min_count, lowercase)
         _fit(backend, trainer, map(without_surrogates, texts))
         if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
-            raise UserError(f"The texts hold no token to train a {kind!r} tokenizer on: give it text that is not empty.")
+            raise UserError(f"the texts hold no token to train a {kind!r} tokenizer on: give it text that is not empty")
         return cls(backend)
 
     @classmethod
@@ -81,13 +81,13 @@ class Tokenizer:
         """Read what ``save`` wrote. Raises UserError if the file is missing, damaged or another program's."""
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"There is no tokenizer file {path}: give the path of a tokenizer.json that seq2seq-zoo saved.")
+            raise UserError(f"there is no tokenizer file {path}: give the path of a tokenizer.json that seq2seq-zoo saved")
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is not a readable tokenizer ({error}): save it again.") from error
+            raise UserError(f"{path} is not a readable tokenizer ({error}): save it again") from error
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Tokenizer:
@@ -97,11 +97,11 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library raises plain Exception for anything it cannot read
-            raise UserError(f"{where} is not a readable tokenizer ({error}): save it again.") from error
+            raise UserError(f"{where} is not a readable tokenizer ({error}): save it again") from error
         try:
             return cls(backend)
         except UserError as error:
-            raise UserError(f"{where} is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train.") from error
+            raise UserError(f"{where} is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train") from error
 
     def save(self, path: str | Path) -> None:
         """Write a standard tokenizer.json."""
@@ -138,7 +138,7 @@ class Tokenizer:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise UserError(
-                    f"Token id {i} is outside the vocabulary of {self.vocab_size}: use the tokenizer of the same model."
+                    f"token id {i} is outside the vocabulary of {self.vocab_size}: use the tokenizer of the same model"
                 )
         return ids
 
@@ -208,7 +208,7 @@ def _kind(backend: Any) -> Kind:
     kind = (kinds | {("Unigram", "Sequence"): "unigram"}).get((model, decoder))
     specials = tuple(map(backend.id_to_token, range(len(SPECIAL_TOKENS))))
     if kind is None or specials != SPECIAL_TOKENS or backend.encode("").ids != [EOS]:
-        raise UserError("This is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train.")
+        raise UserError("this is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train")
     return kind
 
 

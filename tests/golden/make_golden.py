@@ -82,10 +82,14 @@ class Bridge(nn.Module):
 
 
 class Gru(nn.Module):
-    """Cho et al. 2014, equations 5 to 8; the rows of each matrix are for r, z and the candidate."""
+    """Cho et al. 2014, equations 5 to 8; the rows of each matrix are for r, z and the candidate.
 
-    def __init__(self):
+    What else enters the gates ("context") is added to the candidate or, in Cho's decoder, reset with U h (appendix A.1.2).
+    """
+
+    def __init__(self, reset_context: bool = False):
         super().__init__()
+        self.reset_context = reset_context
         self.input = nn.Linear(EMBED, 3 * HIDDEN)
         self.recurrent = nn.Linear(HIDDEN, 3 * HIDDEN, bias=False)
 
@@ -94,7 +98,8 @@ class Gru(nn.Module):
         (U_r, U_z, U), (c_r, c_z, c) = self.recurrent.weight.chunk(3), context
         r = torch.sigmoid(W_r @ x + U_r @ h + c_r + b_r)
         z = torch.sigmoid(W_z @ x + U_z @ h + c_z + b_z)
-        candidate = torch.tanh(W @ x + U @ (r * h) + c + b)
+        inside = r * (U @ h + c) if self.reset_context else U @ (r * h) + c
+        candidate = torch.tanh(W @ x + inside + b)
         return z * h + (1 - z) * candidate
 
 
@@ -110,7 +115,7 @@ class Cho(nn.Module):
         super().__init__()
         self.source_embedding = nn.Embedding(SOURCE_WORDS, EMBED)
         self.target_embedding = nn.Embedding(TARGET_WORDS, EMBED)
-        self.encoder, self.decoder = Gru(), Gru()
+        self.encoder, self.decoder = Gru(), Gru(reset_context=True)
         self.summary = nn.Linear(HIDDEN, HIDDEN)
         self.initial = nn.Linear(HIDDEN, HIDDEN)
         self.summary_gates = nn.Linear(HIDDEN, 3 * HIDDEN, bias=False)
@@ -254,13 +259,13 @@ def model_case(model: nn.Module, scale: float = 0.7) -> dict[str, torch.Tensor]:
 
 # --- Transformer ------------------------------------------------------------------------------------------------------
 
-WIDTH, FEED_FORWARD, HEADS, LAYERS, MAX_LEN = 16, 24, 4, 2, 9
+WIDTH, FEED_FORWARD, HEADS, MAX_LEN = 16, 24, 4, 9
 
 
 class Transformer(nn.Module):
     """torch's encoder and decoder layers between embeddings times sqrt(D) with positions, and the output product."""
 
-    def __init__(self, norm: str, positions: str, share: str):
+    def __init__(self, norm: str, positions: str, share: str, layers: int):
         super().__init__()
         embed = lambda size: nn.Embedding(size, WIDTH)  # noqa: E731
         self.positions, self.share = positions, share
@@ -276,10 +281,10 @@ class Transformer(nn.Module):
         final = (lambda: nn.LayerNorm(WIDTH)) if norm == "pre" else lambda: None
         self.transformer = nn.Transformer(
             custom_encoder=nn.TransformerEncoder(
-                nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, **options), LAYERS, final(), enable_nested_tensor=False
+                nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, **options), layers, final(), enable_nested_tensor=False
             ),
             custom_decoder=nn.TransformerDecoder(
-                nn.TransformerDecoderLayer(WIDTH, HEADS, FEED_FORWARD, **options), LAYERS, final()
+                nn.TransformerDecoderLayer(WIDTH, HEADS, FEED_FORWARD, **options), layers, final()
             ),
             **options,
             d_model=WIDTH,
@@ -311,12 +316,12 @@ class Transformer(nn.Module):
         handle.remove()
         _, weights = last(seen["query"], memory, memory, key_padding_mask=source_padding, average_attn_weights=False)
         logits = self.output(h) if self.share == "none" else h @ self.table("target").weight.T
-        return logits, {f"decoder_{LAYERS - 1}/cross": weights}
+        return logits, {f"decoder_{len(self.transformer.decoder.layers) - 1}/cross": weights}
 
 
-def transformer_case(norm: str, positions: str, share: str) -> dict[str, torch.Tensor]:
+def transformer_case(norm: str, positions: str, share: str, layers: int = 2) -> dict[str, torch.Tensor]:
     """Logits and one layer's attention of a right-padded batch; the loss is the cross-entropy a sentence."""
-    model = randomised(Transformer(norm, positions, share))
+    model = randomised(Transformer(norm, positions, share, layers))
     source_words = TARGET_WORDS if share == "all" else SOURCE_WORDS
     source, target = sentences(SOURCE_LENGTHS, source_words), sentences(TARGET_LENGTHS, TARGET_WORDS)
     real = mask(TARGET_LENGTHS)
@@ -396,7 +401,7 @@ CASES = {
     "luong_local_p_concat_feeding": lambda: model_case(Luong("concat", "local-p", feeding=True, layers=1), scale=1.3),
     "transformer_post_sinusoidal_all": lambda: transformer_case("post", "sinusoidal", "all"),
     "transformer_pre_sinusoidal_target": lambda: transformer_case("pre", "sinusoidal", "target"),
-    "transformer_pre_learned_none": lambda: transformer_case("pre", "learned", "none"),
+    "transformer_pre_learned_none": lambda: transformer_case("pre", "learned", "none", layers=1),
 }
 
 

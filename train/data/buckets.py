@@ -38,12 +38,12 @@ class Batching:
     def check(self, lengths_N2: np.ndarray) -> None:
         """Raise UserError if there are no examples or none is within the limits."""
         if not len(lengths_N2):
-            raise UserError("The training set holds no examples: check the data fields of the experiment.")
+            raise UserError("the training set holds no examples: check the data fields of the experiment")
         if not self.admits(lengths_N2).any():
             source_len, target_len = lengths_N2.min(axis=0)
             raise UserError(
-                f"No training example is within max_source_len {self.max_source_len} and max_target_len {self.max_target_len} "
-                f"(the shortest source has {source_len} tokens, the shortest target {target_len}): raise these limits."
+                f"no training example is within max_source_len {self.max_source_len} and max_target_len {self.max_target_len} "
+                f"(the shortest source has {source_len} tokens, the shortest target {target_len}): raise these limits"
             )
 
 

@@ -30,9 +30,9 @@ def dictionary_path() -> Path:
     try:
         path = Path(str(importlib.metadata.distribution("pocketsphinx").locate_file(DICTIONARY)))
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError("CMUdict comes from the package pocketsphinx, which is missing: pip install pocketsphinx.") from error
+        raise UserError("CMUdict comes from the package pocketsphinx, which is missing: pip install pocketsphinx") from error
     if not path.is_file():
-        raise UserError(f"The installed pocketsphinx has no {DICTIONARY}: pip install --force-reinstall pocketsphinx==5.1.1.")
+        raise UserError(f"the installed pocketsphinx has no {DICTIONARY}: pip install --force-reinstall pocketsphinx==5.1.1")
     return path
 
 

@@ -54,7 +54,7 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
     while rows := list(itertools.islice(pairs, ROWS)):
         batches += columns(*zip(*rows)).to_batches()
     if not batches:
-        raise UserError(f"{name} holds no examples: give a file with at least one.")
+        raise UserError(f"{name} holds no examples: give a file with at least one")
     return pa.Table.from_batches(batches, SCHEMA).combine_chunks()  # one chunk: random access would search many
 
 
@@ -76,15 +76,15 @@ def _format(name: str) -> str:
         return ENDINGS[ending]
     if "," in name:
         return "parallel"
-    raise UserError(f"The ending of {name} does not tell its format: set the field format to tsv, jsonl, parquet or parallel.")
+    raise UserError(f"the ending of {name} does not tell its format: set the field format to tsv, jsonl, parquet or parallel")
 
 
 def _file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
-        raise UserError(f"{name} is a folder: give the file in it.")
+        raise UserError(f"{name} is a folder: give the file in it")
     if not path.is_file():
-        raise UserError(f"There is no file {name}: check the path, which is relative to {Path.cwd()}.")
+        raise UserError(f"there is no file {name}: check the path, which is relative to {Path.cwd()}")
     return path
 
 
@@ -99,10 +99,10 @@ def _lines(path: Path) -> Iterator[str]:
                 yield text.rstrip("\r\n")
     except UnicodeDecodeError as error:
         where = f"{path} line {number + 1}"
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line): convert the file to UTF-8.") from error
+        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line): convert the file to UTF-8") from error
     except (EOFError, zlib.error, OSError) as error:
         where = f"{path} after line {number}"
-        raise UserError(f"{where} cannot be read ({error}): the file may be damaged, fetch it again.") from error
+        raise UserError(f"{where} cannot be read ({error}): the file may be damaged, fetch it again") from error
 
 
 def _tsv(path: Path, source: str, target: str) -> Iterator[Pair]:
@@ -116,7 +116,7 @@ def _tsv(path: Path, source: str, target: str) -> Iterator[Pair]:
             if len(cells) <= max(at):
                 raise UserError(
                     f"{path} line {number} has {len(cells)} column{'s' * (len(cells) > 1)} where {max(at) + 1} are needed: "
-                    "separate source and target by a tab."
+                    "separate source and target by a tab"
                 )
             yield cells[at[0]], cells[at[1]], (cells[at[1]],)
 
@@ -128,9 +128,9 @@ def _jsonl(path: Path, source: str, target: str) -> Iterator[Pair]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}): write one object a line.") from error
+                raise UserError(f"{where} is not JSON ({error}): write one object a line") from error
             if not isinstance(record, dict):
-                raise UserError(f"{where} is not a JSON object: write one a line, with the keys {source!r} and {target!r}.")
+                raise UserError(f"{where} is not a JSON object: write one a line, with the keys {source!r} and {target!r}")
             yield _pair(where, record, source, target)
 
 
@@ -140,7 +140,7 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
         for field, name in (("source", source), ("target", target)):
             if name not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has no column {name!r}: set the field {field} to one of {names}.")
+                raise UserError(f"{path} has no column {name!r}: set the field {field} to one of {names}")
         number = 0
         for batch in file.iter_batches(ROWS, columns=[source, target]):
             batch.validate(full=True)  # Parquet does not promise that strings are UTF-8
@@ -148,19 +148,19 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
                 number += 1
                 yield _pair(f"{path} row {number}", record, source, target)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}): write it again.") from error
+        raise UserError(f"{path} is not a readable Parquet file ({error}): write it again") from error
 
 
 def _pair(where: str, record: dict, source: str, target: str) -> Pair:
     for name in (source, target):
         if name not in record:
             keys = ", ".join(record) or "none"
-            raise UserError(f"{where} has no key {name!r} (it has {keys}): set the fields source and target.")
+            raise UserError(f"{where} has no key {name!r} (it has {keys}): set the fields source and target")
     texts, references = record[source], record[target]
     references = references if isinstance(references, list) and references else [references]
     for name, value in ((source, texts), *((target, value) for value in references)):
         if not isinstance(value, str):
-            raise UserError(f"{where} has {value!r} for {name!r}: write a string (for the target also a list of strings).")
+            raise UserError(f"{where} has {value!r} for {name!r}: write a string (for the target also a list of strings)")
     return texts, references[0], references
 
 
@@ -168,10 +168,10 @@ def _parallel(name: str) -> Iterator[Pair]:
     """Line n of the one file belongs to line n of the other; a blank line is an empty text."""
     paths = [_file(part.strip()) for part in name.split(",")]
     if len(paths) != 2:
-        raise UserError(f"Parallel files are two, with a comma between (a.en,a.de), not {len(paths)}: {name}.")
+        raise UserError(f"parallel files are two, with a comma between (a.en,a.de), not {len(paths)}: {name}")
     for number, lines in enumerate(itertools.zip_longest(*map(_lines, paths)), 1):
         if None in lines:
             shorter, longer = paths if lines[0] is None else paths[::-1]
             where = f"{shorter} ends after line {number - 1} but {longer} goes on"
-            raise UserError(f"{where}: parallel files need equally many lines.")
+            raise UserError(f"{where}: parallel files need equally many lines")
         yield lines[0], lines[1], (lines[1],)

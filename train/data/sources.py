@@ -75,7 +75,7 @@ class Tfds:
         for field, key in keys.items():
             if key not in builder.info.features:
                 features = ", ".join(builder.info.features)
-                raise UserError(f"The data set {self.name} has no feature {key!r}: set the field {field} to one of {features}.")
+                raise UserError(f"the data set {self.name} has no feature {key!r}: set the field {field} to one of {features}")
         _prepare(builder)
         name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[split]
         try:
@@ -83,8 +83,8 @@ class Tfds:
         except Exception as error:  # TFDS raises ValueError, KeyError, NotImplementedError and its own
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f"Split {name!r} of {self.name} cannot be read ({_first_line(error)}): "
-                f"choose from {splits}, or give another data_dir if it was prepared by another program."
+                f"split {name!r} of {self.name} cannot be read ({_first_line(error)}): "
+                f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
         decoded = _Decoded(records, **keys)
         if len(decoded) > IN_MEMORY:
@@ -115,16 +115,14 @@ class Files:
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split. Raises UserError, with file and line, for whatever cannot be read."""
         if not self.train:
-            raise UserError(
-                "No training file is given: set the field train to a .tsv, .jsonl or .parquet file or to a.en,a.de."
-            )
+            raise UserError("no training file is given: set the field train to a .tsv, .jsonl or .parquet file or to a.en,a.de")
         carved = [name for name in ("validation", "test") if not getattr(self, name)]
         if split not in carved and not (split == "train" and carved):
             return self._read(getattr(self, split))
         table = self._read(self.train)
         part_N = _carve(table.sources(), carved)
         if split != "train" and split not in part_N:
-            raise UserError(f"{self.train} has too few different sources to set aside a {split} part: give a file for {split}.")
+            raise UserError(f"{self.train} has too few different sources to set aside a {split} part: give a file for {split}")
         return table.take(np.flatnonzero(part_N == split))
 
     def _read(self, name: str) -> Table:
@@ -222,13 +220,11 @@ def _builder(name: str, data_dir: str) -> Any:
     try:
         parsed, options = tfds.core.naming.parse_builder_name_kwargs(name)
     except ValueError as error:
-        raise UserError(
-            f"{name!r} is not a data set name: write name or name/config, such as wmt14_translate/de-en."
-        ) from error
+        raise UserError(f"{name!r} is not a data set name: write name or name/config, such as wmt14_translate/de-en") from error
     known = tfds.core.registered.list_imported_builders()
     if parsed.name not in known or parsed.namespace:
         near = difflib.get_close_matches(parsed.name, known, n=1, cutoff=0) or ["cmudict"]
-        raise UserError(f"There is no data set {name!r}: did you mean {near[0]}?")
+        raise UserError(f"there is no data set {name!r}: did you mean {near[0]}?")
     builder_class = tfds.core.registered.imported_builder_cls(parsed.name)
     directory = {"data_dir": str(Path(data_dir).expanduser())} if data_dir else {}
     try:
@@ -237,7 +233,7 @@ def _builder(name: str, data_dir: str) -> Any:
         configs = [config.name for config in builder_class.BUILDER_CONFIGS]
         near = difflib.get_close_matches(str(options.get("config")), configs, n=1, cutoff=0)
         advice = f"did you mean {parsed.name}/{near[0]}?" if near else "leave out what follows the name."
-        raise UserError(f"The data set {name!r} cannot be built ({_first_line(error)}): {advice}") from error
+        raise UserError(f"the data set {name!r} cannot be built ({_first_line(error)}): {advice}") from error
 
 
 def _prepare(builder: Any) -> None:
@@ -252,12 +248,12 @@ def _prepare(builder: Any) -> None:
         raise
     except ImportError as error:
         raise UserError(
-            f"Preparing {builder.info.full_name} needs the package {error.name}: pip install {error.name}."
+            f"preparing {builder.info.full_name} needs the package {error.name}: pip install {error.name}"
         ) from error
     except Exception as error:  # a download, an archive or a disk may fail in many ways, each with its own exception
         raise UserError(
-            f"The data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({_first_line(error)}): "
-            "check the network, the space on the disk and the field data_dir."
+            f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({_first_line(error)}): "
+            "check the network, the space on the disk and the field data_dir"
         ) from error
 
 

@@ -22,7 +22,7 @@ class Weights(NamedTuple):
 
     Attributes:
       input: (D_in, G), recurrent: (D, G), bias: (G,).
-      recurrent_bias: (D,) for the cuDNN GRU alone, else None.
+      recurrent_bias: (1, D) or (B, D) for the cuDNN GRU alone, else None.
     """
 
     input: jax.Array
@@ -66,7 +66,7 @@ def cudnn_gru_step(h_BD: jax.Array, gates_BG: jax.Array, weights: Weights) -> tu
     D = h_BD.shape[-1]
     recurrent_BG = h_BD @ weights.recurrent
     r, z = jnp.split(nn.sigmoid(gates_BG[:, : 2 * D] + recurrent_BG[:, : 2 * D]), 2, axis=-1)
-    candidate_BD = jnp.tanh(gates_BG[:, 2 * D :] + r * (recurrent_BG[:, 2 * D :] + weights.recurrent_bias[None]))
+    candidate_BD = jnp.tanh(gates_BG[:, 2 * D :] + r * (recurrent_BG[:, 2 * D :] + weights.recurrent_bias))
     h_BD = z * h_BD + (1 - z) * candidate_BD
     return h_BD, h_BD
 
@@ -130,7 +130,7 @@ class Cell(nn.Module):
     @property
     def weights(self) -> Weights:
         """The parameters as a tuple, to be read outside of any scan."""
-        recurrent_bias = self.recurrent_bias if self.kind == "cudnn_gru" else None
+        recurrent_bias = self.recurrent_bias[None] if self.kind == "cudnn_gru" else None
         return Weights(self.input_kernel, self.recurrent_kernel, self.bias, recurrent_bias)
 
     def __call__(
