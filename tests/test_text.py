@@ -133,9 +133,9 @@ def test_training_is_the_same_in_another_process(tokenizers, tmp_path):
 
 @pytest.mark.parametrize("bad", [-1, 10_000])
 def test_ids_out_of_range_are_refused(tokenizers, bad):
-    with pytest.raises(UserError, match=f"Token id {bad} .* vocabulary of"):
+    with pytest.raises(UserError, match=f"token id {bad} .* vocabulary of"):
         tokenizers["characters"].decode([5, bad])
-    with pytest.raises(UserError, match=f"Token id {bad} "):
+    with pytest.raises(UserError, match=f"token id {bad} "):
         tokenizers["characters"].pieces([bad])
 
 

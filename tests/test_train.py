@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import chex
 import jax
@@ -247,10 +248,14 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
     save(checkpoints, 1, 0.5)
 
     def full(*args, **kw):
-        raise ValueError("UNAVAILABLE: writing file failed [os_error_code '28'] no space left on device")
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 70 bytes: No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(checkpoints.manager, "save", full)
     with pytest.raises(UserError, match="no disk space is left for checkpoint 2"):
+        save(checkpoints, 2, 0.4)
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20 - 2**10, 2**10))
+    with pytest.raises(UserError, match=r"checkpoint 2 in .*: 1\.0 MiB are needed and 0\.0 are free"):
         save(checkpoints, 2, 0.4)
     assert steps_on_disk(tmp_path) == [1]
     checkpoints.close()

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -19,7 +22,10 @@ from zoo.checkpoint.orbax import BEST, CHECKPOINTS, check_shapes
 from zoo.checkpoint.orbax import read_json as read_item
 from zoo.core import PyTree, UserError, flatten_params
 
-NO_SPACE = str(errno.ENOSPC)
+NO_SPACE = os.strerror(errno.ENOSPC)  # Orbax raises a ValueError that ends in these words
+
+
+MARGIN = 2**20  # bytes that a checkpoint takes beside its arrays, and that the run's other files may want
 
 
 class Saved(NamedTuple):
@@ -33,7 +39,9 @@ class Checkpoints:
     """The newest ``keep_last`` checkpoints of a run and its best one."""
 
     def __init__(self, workdir: Path, keep_last: int = 2):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Of several failed writes Orbax raises one; absl and asyncio would print all with their tracebacks.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.directory = (workdir / CHECKPOINTS).resolve()
         policy = AnyPreservationPolicy([LatestN(keep_last), BestN(get_metric_fn=lambda m: m[BEST], reverse=True, n=1)])
         names = ("params", "optimizer")
@@ -64,6 +72,9 @@ class Checkpoints:
           UserError: the disk is full; earlier checkpoints are intact.
         """
         step = int(state.step)
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN, shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise self.no_space(step, f": {needed / 2**20:,.1f} MiB are needed and {free / 2**20:,.1f} are free")
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
@@ -75,13 +86,16 @@ class Checkpoints:
             self.manager.save(step, args=ocp.args.Composite(**items), metrics={BEST: best}, force=True)
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or f"os_error_code '{NO_SPACE}'" in str(error):
-                raise UserError(
-                    f"no disk space is left for checkpoint {step} in {self.directory}: free some and repeat the command; "
-                    "earlier checkpoints are intact"
-                ) from error
+            if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in str(error):
+                raise self.no_space(step) from error
             raise
         return self.directory / str(step)
+
+    def no_space(self, step: int, detail: str = "") -> UserError:
+        return UserError(
+            f"no disk space is left for checkpoint {step} in {self.directory}{detail}; earlier checkpoints are intact, "
+            "free some space and repeat the command to continue"
+        )
 
     def latest(self) -> int | None:
         """The newest step on disk."""
