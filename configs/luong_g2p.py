@@ -2,7 +2,11 @@
 
 Paper     Luong et al. 2015.
 Command   python -m train configs/luong_g2p.py --workdir runs/luong_g2p
-Reached   NOTE
+Reached   not trained at this size yet. At 585,856 parameters and 1,000 steps (235 s on 2 CPU cores, one seed):
+          13.7 % PER and 51.2 % WER on the 6,295 test words, any listed pronunciation counting, with
+          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
+          --batching.tokens 3072 --training.label-smoothing 0
+          --model.embed-dim 64 --model.hidden-dim 128 --model.dropout 0
 """
 
 from train.data import CMUDICT, Batching

@@ -2,7 +2,11 @@
 
 Paper     Elman 1990, as an encoder-decoder: one vector between word and phones, and gradients that vanish along it.
 Command   python -m train configs/rnn_g2p.py --workdir runs/rnn_g2p
-Reached   NOTE
+Reached   not trained at this size yet. At 180,267 parameters and 1,000 steps (88 s on 2 CPU cores, one seed):
+          34.3 % PER and 76.4 % WER on the 6,295 test words, any listed pronunciation counting, with
+          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
+          --batching.tokens 3072 --training.label-smoothing 0
+          --model.embed-dim 64 --model.hidden-dim 256 --model.dropout 0
 """
 
 from train.data import CMUDICT, Batching

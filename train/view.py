@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,11 +90,12 @@ class View:
         self.say(f"checkpoint  {result['checkpoint']}")
         if heatmap is not None:
             self.say(f"heatmap     {heatmap}")
-        self.say(f"next        python -m zoo predict {workdir} {shell_word(example)}")
+        self.say(f"next        {python()} -m zoo predict {workdir} {shlex.quote(example)}")
 
 
-def shell_word(text: str) -> str:
-    """The text as one word of a shell command."""
-    import shlex
-
-    return shlex.quote(text)
+def python() -> str:
+    """This Python as one would type it here: by its name if the shell finds it, else by its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    relative = os.path.relpath(sys.executable)
+    return sys.executable if relative.startswith("..") else relative
