@@ -26,6 +26,7 @@ from zoo.checkpoint.orbax import CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor import Predictor
 from zoo.text import Tokenizer
+from zoo.variants import abstract_params
 
 TOKENIZER_TEXTS = 1_000_000  # training examples at most that a vocabulary is learned from
 
@@ -125,7 +126,7 @@ class Run:
         config, training = self.config, self.config.training
         batches, shapes = self.training_batches()
         source, target = config.model.example(batch=1)
-        tx = optim.make(config.optimizer, zoo.variants.abstract_params(config.model), training.steps)
+        tx = optim.make(config.optimizer, abstract_params(config.model), training.steps)
         init = partial(init_state, self.model, tx, (source, target), jax.random.key(config.seed))
         state = self.restore(batches, init) if self.latest is not None else self.parallel.init(init)
         first = int(state.step)

@@ -121,8 +121,8 @@ class Bahdanau(Seq2Seq):
         self.backward = Cell("gru", c.embed_dim, c.hidden_dim)
         self.initial = dense(c.hidden_dim)  # W_s: s_0 = tanh(W_s <-h_1)
         self.decoder = Cell("gru", c.embed_dim, c.hidden_dim)
-        self.context_gates = Context(2 * c.hidden_dim, CELLS["gru"].gates * c.hidden_dim)  # C, C_z and C_r
-        self.query = Context(c.hidden_dim, c.attention_dim)  # W_a
+        self.context_gates = Matrix(2 * c.hidden_dim, CELLS["gru"].gates * c.hidden_dim)  # C, C_z and C_r
+        self.query = Matrix(c.hidden_dim, c.attention_dim)  # W_a
         self.keys = dense(c.attention_dim)  # U_a
         self.energy = self.param("energy", normal(c.attention_dim**-0.5), (c.attention_dim,))  # v_a
         self.readout_state = dense(2 * c.maxout_dim)  # U_o
@@ -178,7 +178,7 @@ class Bahdanau(Seq2Seq):
     )
 
 
-class Context(nn.Module):
+class Matrix(nn.Module):
     """A bare matrix that a scan multiplies by: (inputs, features)."""
 
     inputs: int
@@ -218,16 +218,16 @@ class Luong(Seq2Seq):
         self.encoder = [Cell("lstm", c.embed_dim if i == 0 else D, D) for i in range(c.num_layers)]
         self.decoder = [Cell("lstm", c.embed_dim if i == 0 else D, D) for i in range(c.num_layers)]
         if c.input_feeding:
-            self.feed_gates = Context(D, CELLS["lstm"].gates * D)
+            self.feed_gates = Matrix(D, CELLS["lstm"].gates * D)
         if c.score != "dot":
             self.keys = nn.Dense(D, use_bias=False, kernel_init=xavier_uniform())  # W_a, or its half that reads h_s
         if c.score == "concat":
-            self.query = Context(D, D)  # the half of W_a that reads h_t
+            self.query = Matrix(D, D)  # the half of W_a that reads h_t
             self.energy = self.param("energy", normal(D**-0.5), (D,))  # v_a
         if c.alignment == "local-p":
-            self.predict_hidden = Context(D, D)  # W_p
+            self.predict_hidden = Matrix(D, D)  # W_p
             self.predict_energy = self.param("predict_energy", normal(D**-0.5), (D,))  # v_p
-        self.combine = Context(2 * D, D)  # W_c
+        self.combine = Matrix(2 * D, D)  # W_c
         self.output = nn.Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())  # W_s
         self.drop = nn.Dropout(c.dropout)
 

@@ -17,7 +17,7 @@ from zoo.predictor import Decoding, Predictor
 from zoo.text import Tokenizer
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
-CONFIG, WEIGHTS, TOKENIZERS, CHECKPOINTS = "config.json", "model.safetensors", ("source.json", "target.json"), "checkpoints"
+CONFIG, WEIGHTS, TOKENIZERS = "config.json", "model.safetensors", ("source.json", "target.json")
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def load(directory: str | Path) -> Predictor:
     step = orbax.find_step(directory)
     if step is None:
         raise UserError(
-            f"{directory} holds no model: {CONFIG} with {WEIGHTS} (an export) or {CHECKPOINTS} (a training run that has "
+            f"{directory} holds no model: {CONFIG} with {WEIGHTS} (an export) or {orbax.CHECKPOINTS} (a training run that has "
             "reached its first evaluation) were looked for"
         )
     return predictor_from(orbax.read_json(step, "model"), str(step), lambda template: orbax.read_params(step, template))

@@ -6,7 +6,7 @@ share its keys and values without a copy.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,10 +106,9 @@ class MultiHeadAttention(nn.Module):
 
     D: int
     H: int
-    dtype: Any = jnp.float32
 
     def setup(self):
-        dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform(), dtype=self.dtype)  # noqa: E731
+        dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform())  # noqa: E731
         self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
 
     def split(self, x_BND: jax.Array) -> jax.Array:
