@@ -24,8 +24,8 @@ from flax.linen.initializers import normal, xavier_uniform
 from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
-from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import KeyValue, MultiHeadAttention, causal_mask, write
+from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, causal_mask, write
 from zoo.nn.position import sinusoidal
 
 TASK = "translation and any text to text"
@@ -88,13 +88,6 @@ class Memory(NamedTuple):
     keys: tuple[KeyValue, ...]
     mask_BS: jax.Array
     attention: dict[str, jax.Array]
-
-
-class Cache(NamedTuple):
-    """Each decoder layer's self-attention keys and values (R, H, max_len, K), and how many positions are filled (scalar)."""
-
-    keys: tuple[KeyValue, ...]
-    index: jax.Array
 
 
 class FeedForward(nn.Module):
@@ -160,7 +153,7 @@ class DecoderLayer(nn.Module):
         self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
         self.feed_forward_residual = Residual(c)
 
-    def __call__(self, x_RTD, source: KeyValue, source_mask, cache: KeyValue | None, index, train: bool):
+    def __call__(self, x_RTD, source: KeyValue, source_mask, cache: KeyValue | None, index, mask, train: bool):
         """Returns x (R, T, D), the cache with T more positions (or None), and the weights {"self", "cross"}."""
         weights = {}
 
@@ -169,7 +162,6 @@ class DecoderLayer(nn.Module):
             keys = self.attention.project(x_RTD)
             if cache is not None:
                 keys = cache = write(cache, keys, index)
-            mask = causal_mask(x_RTD.shape[1], keys.key.shape[2], index)
             x_RTD, weights["self"] = self.attention(x_RTD, keys, mask)
             return x_RTD
 
@@ -265,31 +257,32 @@ class Transformer(Seq2Seq):
         keys = tuple(layer.cross_attention.project(x_BSD) for layer in self.decoder)
         return Memory(keys, source.mask, weights if attention else {})
 
-    def init_cache(self, memory: Memory, max_len: int, beams: int = 1) -> Cache:
+    def init_cache(self, memory: Memory, max_len: int, beams: int = 1) -> DecoderCache:
         self.check_length(max_len)
-        c = self.config
-        shape = (memory.mask_BS.shape[0] * beams, c.num_heads, max_len, c.d_model // c.num_heads)
-        dtype = memory.keys[0].key.dtype
-        zeros = tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.num_layers))
-        return Cache(zeros, jnp.zeros((), jnp.int32))
+        B, H, _, K = memory.keys[0].value.shape
+        return DecoderCache.zeros(self.config.num_layers, B, beams, H, max_len, K, memory.keys[0].key.dtype)
 
-    def decode(self, tokens_BT, memory: Memory, cache: Cache | None = None, train: bool = False, attention: bool = False):
+    def decode(
+        self, tokens_BT, memory: Memory, cache: DecoderCache | None = None, train: bool = False, attention: bool = False
+    ):
         c, (R, T) = self.config, tokens_BT.shape
         if cache is None:
             self.check_length(T)
-        index = jnp.zeros((), jnp.int32) if cache is None else cache.index
+            index, layers, mask = jnp.zeros((), jnp.int32), [None] * c.num_layers, causal_mask(T, T)
+        else:
+            index, layers = cache.index, cache.layers.buffers
+            beam_RN, mask = cache.read(T)
         position_BT = jnp.broadcast_to(index + jnp.arange(T), (R, T))
         x_BTD = self.embed("target", tokens_BT, position_BT, train)
         source_mask = memory.mask_BS[:, None, None, :]
-        keys, weights = [], dict(memory.attention)
+        new_layers, weights = [], dict(memory.attention)
         for i, layer in enumerate(self.decoder):
-            layer_cache = None if cache is None else cache.keys[i]
-            x_BTD, layer_cache, w = layer(x_BTD, memory.keys[i], source_mask, layer_cache, index, train)
-            keys.append(layer_cache)
+            x_BTD, new_layer, w = layer(x_BTD, memory.keys[i], source_mask, layers[i], index, mask, train)
+            new_layers.append(new_layer)
             weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
         if c.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
-        new_cache = None if cache is None else Cache(tuple(keys), index + T)
+        new_cache = None if cache is None else DecoderCache(AppendOnly(tuple(new_layers)), beam_RN, index + T)
         return Outputs(self.logits(x_BTD), weights if attention else {}), new_cache
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:

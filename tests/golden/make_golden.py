@@ -1,17 +1,28 @@
-"""Makes the golden files of test_parity.py: each model written a second time, in PyTorch, from the papers' equations.
+"""Makes the golden files: each model a second time, in PyTorch, from the papers' equations; other systems' searches.
 
-    python tests/golden/make_golden.py
+    python tests/golden/make_golden.py [DIRECTORY [NAME ...]]
 
-wants torch and numpy alone, and imports nothing of the zoo, so that the two implementations cannot share a mistake. Every
-recurrent model reads each sentence by itself, unpadded: what a padded batch has to equal is then beyond doubt. The
-mathematics runs in float64 on float32 parameters; the files are float32, with the keys
+wants torch and numpy alone for the models, and imports nothing of the zoo, so that the two implementations cannot share a
+mistake. Every recurrent model reads each sentence by itself, unpadded: what a padded batch has to equal is then beyond
+doubt. The mathematics runs in float64 on float32 parameters; the files are float32, with the keys
 
     param:NAME  in:NAME  out:NAME  grad:NAME (of the loss)
+
+The files generate_*.npz hold what the beam searches of other systems return, by their own code: transformers (which must be
+installed), fairseq (its unpacked wheel or sdist, the directory in the environment variable FAIRSEQ), Marian (the compiled
+module of pymarian must be importable). A system that is not there is skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import importlib.util
+import json
+import os
 import sys
+import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +343,423 @@ def transformer_case(norm: str, positions: str, share: str, layers: int = 2) -> 
     return arrays | batch(source, target) | {"out:logits": logits * real[..., None]} | gradients(model, loss)
 
 
+# --- Searches of other systems ----------------------------------------------------------------------------------------
+
+WORDS, TRANSLATION_WIDTH, TRANSLATION_LAYERS, LONGEST_SOURCE, TRANSLATION_POSITIONS = 60, 32, 2, 12, 32
+END, START = 0, WORDS - 1  # as in Marian's checkpoints, where the padding id is also what the decoder reads first
+LIMIT, SENTENCES = 20, 200
+
+BEAM = {"num_beams": 4}
+TRANSFORMERS_SETTINGS = {
+    "greedy": {},
+    "greedy_processors": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 5},
+    **{
+        f"beam_{length_penalty}_{str(early_stopping).lower()}": BEAM
+        | {"length_penalty": length_penalty, "early_stopping": early_stopping}
+        for length_penalty in (-1.0, 0.0, 0.6, 1.0, 2.0)
+        for early_stopping in (False, True, "never")
+    },
+    "beam_n_best": BEAM | {"num_return_sequences": 4},
+    "beam_repetition_penalty": BEAM | {"repetition_penalty": 1.3},
+    "beam_no_repeat_ngram": BEAM | {"no_repeat_ngram_size": 2},
+    "beam_min_new_tokens": BEAM | {"min_new_tokens": 5},
+    "beam_bad_words": BEAM | {"bad_words_ids": [[18], [41]]},
+    "beam_forced_bos": BEAM | {"forced_bos_token_id": 7},
+    "beam_forced_eos": BEAM | {"forced_eos_token_id": END},
+}
+
+
+@contextlib.contextmanager
+def single_precision():
+    """These systems compute in torch's default dtype, and on one thread give the same file each time."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+def translation_sources(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged random sources without an end token, right-padded: ids and mask."""
+    real = mask([LONGEST_SOURCE, *torch.randint(1, LONGEST_SOURCE + 1, (count - 1,)).tolist()])
+    ids = torch.randint(1, START, real.shape)
+    return ids.masked_fill(~real, START), real
+
+
+def translation_target(source: list[int]) -> list[int]:
+    """Each word renamed and said 0, 1 or 2 times; a fifth of the words are noise, so that other words stay likely."""
+    words = [(7 * word) % (START - 1) + 1 for word in source for _ in range(word % 3)]
+    return [word if torch.rand(()) > 0.2 else int(torch.randint(1, START, ())) for word in words] + [END]
+
+
+def marian_positions() -> torch.Tensor:
+    """Marian's sinusoids, sines then cosines: the slowest divides by 10000 exactly, where transformers stops a step before."""
+    half = TRANSLATION_WIDTH // 2
+    angle = torch.arange(TRANSLATION_POSITIONS)[:, None] * 10_000 ** -(torch.arange(half) / (half - 1))
+    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
+
+
+def trained_marian(positions: torch.Tensor | None = None, steps: int = 100):
+    """A tiny MarianMTModel after seconds of training, since a random one ends either at once or never. No output bias.
+
+    The row of the start token stays 0, as in Marian's checkpoints. The parameters are exact in float16, to keep the file small.
+    """
+    from transformers import MarianConfig, MarianMTModel
+
+    sizes = {"layers": TRANSLATION_LAYERS, "attention_heads": HEADS, "ffn_dim": 2 * TRANSLATION_WIDTH}
+    config = MarianConfig(
+        vocab_size=WORDS,
+        d_model=TRANSLATION_WIDTH,
+        max_position_embeddings=TRANSLATION_POSITIONS,
+        activation_function="relu",
+        scale_embedding=True,
+        dropout=0.0,
+        pad_token_id=START,
+        decoder_start_token_id=START,
+        eos_token_id=END,
+        forced_eos_token_id=None,
+        **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()},
+    )
+    model = MarianMTModel(config).train()
+    trained = {name: p for name, p in model.named_parameters() if "embed_positions" not in name}
+    with torch.no_grad():
+        if positions is not None:
+            for side in (model.model.encoder, model.model.decoder):
+                side.embed_positions.weight.copy_(positions)
+        for name, p in trained.items():
+            p.uniform_(-0.2, 0.2).add_("layer_norm" in name and name.endswith("weight"))
+            if "shared" in name:
+                p[START] = 0
+    optimizer = torch.optim.Adam(trained.values(), lr=4e-3, betas=(0.9, 0.98))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 4e-3 * min(1, (step + 1) / 50)
+        ids, real = translation_sources(64)
+        target = [torch.tensor(translation_target(row[keep].tolist())[:TRANSLATION_POSITIONS]) for row, keep in zip(ids, real)]
+        labels = padded(target).masked_fill(~mask([len(row) for row in target]), -100)
+        optimizer.zero_grad()
+        model(input_ids=ids, attention_mask=real.long(), labels=labels).loss.backward()
+        model.model.shared.weight.grad[START] = 0
+        optimizer.step()
+    with torch.no_grad():
+        for p in trained.values():
+            p.copy_(p.half().float())
+    return model.eval()
+
+
+def under_torch_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A MarianMTModel's parameters under the names of torch.nn.Transformer, with the sinusoids as learned positions."""
+    result = {"embedding.weight": state["model.shared.weight"]}
+    for side, prefix in (("encoder", "source"), ("decoder", "target")):
+        result[f"{prefix}_positions.weight"] = state[f"model.{side}.embed_positions.weight"]
+        for i in range(TRANSLATION_LAYERS):
+            theirs, ours = f"model.{side}.layers.{i}", f"transformer.{side}.layers.{i}"
+            attentions = {"self_attn": "self_attn"} | ({"encoder_attn": "multihead_attn"} if side == "decoder" else {})
+            renamed = {"fc1": "linear1", "fc2": "linear2"} | {f"{a}.out_proj": f"{b}.out_proj" for a, b in attentions.items()}
+            norms = [f"{name}_layer_norm" for name in (*attentions, "final")]
+            renamed |= {name: f"norm{n}" for n, name in enumerate(norms, 1)}
+            for kind in ("weight", "bias"):
+                result |= {f"{ours}.{b}.{kind}": state[f"{theirs}.{a}.{kind}"] for a, b in renamed.items()}
+                for a, b in attentions.items():
+                    parts = [state[f"{theirs}.{a}.{name}_proj.{kind}"] for name in "qkv"]
+                    result[f"{ours}.{b}.in_proj_{kind}"] = torch.cat(parts)
+    return result
+
+
+def neighbour(model):
+    """The model with another sixth digit in each trained parameter."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "embed_positions" not in name:
+                p.mul_(1 + 1e-5 * torch.randn(p.shape))
+    return model
+
+
+def transformers_search(model, ids: torch.Tensor, real: torch.Tensor, options: dict) -> dict[str, np.ndarray]:
+    """generate's sequences (B, N, LIMIT), without the start token and filled up with the padding id, and beam scores (B, N)."""
+    options = {"num_beams": 1, "num_return_sequences": 1} | options
+    bad_words = [[START], *options.pop("bad_words_ids", [])]
+    found = model.generate(
+        ids,
+        attention_mask=real.long(),
+        max_new_tokens=LIMIT,
+        do_sample=False,
+        bad_words_ids=bad_words,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    shape = (len(ids), options["num_return_sequences"])
+    sequences = np.full((*shape, LIMIT), START, np.int16)
+    rows = found.sequences[:, 1:].numpy()
+    sequences[..., : rows.shape[1]] = rows.reshape(*shape, -1)
+    if options["num_beams"] == 1:
+        return {"sequences": sequences}
+    return {"sequences": sequences, "sequences_scores": found.sequences_scores.numpy().reshape(shape)}
+
+
+def transformers_case() -> dict[str, torch.Tensor] | None:
+    """What transformers' generate finds under each setting, all sentences in one ragged batch.
+
+    Sentences whose sequences change with the parameters' sixth digit are left out: there the rounding decides.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return skipped("transformers is not installed")
+    import transformers
+
+    with single_precision():
+        model = trained_marian()
+        ids, real = translation_sources(SENTENCES + SENTENCES // 4)
+        models = [model, *(neighbour(model) for _ in range(3))]
+        stable = torch.ones(len(ids), dtype=torch.bool)
+        for options in TRANSFORMERS_SETTINGS.values():
+            found = [transformers_search(m, ids, real, options)["sequences"] for m in models]
+            stable &= torch.from_numpy(np.all([(found[0] == other).all((1, 2)) for other in found], axis=0))
+        kept = stable.nonzero()[:SENTENCES, 0]
+        print(f"{(~stable).sum()} of {len(ids)} sentences are left out")
+        ids, real = ids[kept], real[kept]
+        results = {name: transformers_search(model, ids, real, options) for name, options in TRANSFORMERS_SETTINGS.items()}
+    common = {"max_new_tokens": LIMIT, "bad_words_ids": [[START]], "eos_token_id": END, "pad_token_id": START}
+    arrays = {f"param:{name}": value for name, value in under_torch_names(model.state_dict()).items()}
+    arrays |= {"in:source_ids": ids.numpy().astype(np.int16), "in:source_mask": real}
+    arrays["in:json"] = as_json(
+        system=f"transformers {transformers.__version__}",
+        common=common | {"decoder_start_token_id": START},
+        settings=TRANSFORMERS_SETTINGS,
+    )
+    return arrays | {f"out:{name}:{key}": value for name, result in results.items() for key, value in result.items()}
+
+
+# The ids are those of fairseq's dictionaries. A hypothesis has at most max_len_b tokens before its end token.
+FAIRSEQ_IDS = {"bos": 0, "pad": 1, "eos": 2, "unk": 3}
+FAIRSEQ_TABLES, FAIRSEQ_WORDS, FAIRSEQ_MAX = 24, 7, 5
+FAIRSEQ_SETTINGS = {f"lenpen_{alpha}": {"len_penalty": alpha} for alpha in (0.0, 0.6, 1.0, 2.0)} | {
+    "unnormalized": {"normalize_scores": False},
+    "min_len_3": {"min_len": 3},
+    "beam_2": {"beam_size": 2},
+    "unk_penalty": {"unk_penalty": 1.0},
+}
+
+
+def import_fairseq(directory: Path):
+    """fairseq.sequence_generator alone: the package itself imports what no longer installs, and the search needs none of it."""
+    for name in ("fairseq", "fairseq.utils", "fairseq.data", "fairseq.data.data_utils", "fairseq.models"):
+        sys.modules[name] = types.ModuleType(name)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, sys.modules[name])
+    sys.modules["fairseq"].__path__ = [str(directory / "fairseq")]
+    sys.modules["fairseq.models"].FairseqIncrementalDecoder = type("FairseqIncrementalDecoder", (nn.Module,), {})
+    return importlib.import_module("fairseq.sequence_generator")
+
+
+class Bigrams(nn.Module):
+    """fairseq's view of a model whose next logits are table[sentence, previous token]; the source is the sentence's number.
+
+    With noise, a little more is added at each step (noise[step, sentence, previous token]).
+    """
+
+    def __init__(self, table: torch.Tensor, noise: torch.Tensor | None = None):
+        super().__init__()
+        self.tables = table[None].repeat(FAIRSEQ_MAX + 1, 1, 1, 1) + (0 if noise is None else noise)
+        self.encoder, self.decoder = nn.Module(), nn.Module()
+        self.encoder.forward_torchscript = lambda net_input: net_input["src_tokens"][:, 0]
+        self.encoder.reorder_encoder_out = lambda sentence, order: sentence[order]
+        self.decoder.forward = lambda tokens, encoder_out: (self.logits(tokens, encoder_out), None)
+
+    def logits(self, tokens, sentence):
+        return self.tables[torch.arange(tokens.shape[1]), sentence[:, None], tokens]
+
+    def get_normalized_probs(self, outputs, log_probs, sample):
+        return torch.log_softmax(outputs[0], dim=-1)
+
+
+def fairseq_search(module, model: Bigrams, sentences: int, options: dict) -> dict[str, np.ndarray]:
+    """Every hypothesis, best first: tokens (B, N, T), score (B, N), positional_scores (B, N, T); -inf where there are fewer."""
+    ids = {name: (lambda self, i=i: i) for name, i in FAIRSEQ_IDS.items()}
+    dictionary = type("Dictionary", (), ids | {"__len__": lambda self: FAIRSEQ_WORDS})()
+    found = module.SequenceGenerator([model], dictionary, **options)(
+        {"net_input": {"src_tokens": torch.arange(sentences)[:, None]}}
+    )
+    shape = (len(found), max(map(len, found)))
+    tokens = np.full((*shape, FAIRSEQ_MAX + 1), FAIRSEQ_IDS["pad"], np.int16)
+    positional, score = np.zeros(tokens.shape, np.float32), np.full(shape, -np.inf, np.float32)
+    for i, row in enumerate(found):
+        for j, hypothesis in enumerate(row):
+            length = len(hypothesis["tokens"])
+            tokens[i, j, :length], score[i, j] = hypothesis["tokens"], hypothesis["score"]
+            positional[i, j, :length] = hypothesis["positional_scores"]
+    return {"tokens": tokens, "score": score, "positional_scores": positional}
+
+
+def fairseq_case() -> dict[str, torch.Tensor] | None:
+    """What fairseq's SequenceGenerator returns under each setting.
+
+    Tables whose hypotheses change with a little noise are left out: the same bigrams in another order have the same sum, and
+    the rounding decides.
+    """
+    directory = Path(os.environ.get("FAIRSEQ", ""))
+    if not (directory / "fairseq" / "sequence_generator.py").exists():
+        return skipped("FAIRSEQ does not name a directory with fairseq/sequence_generator.py")
+    module = import_fairseq(directory)
+    common = {"beam_size": 3, "max_len_a": 0, "max_len_b": FAIRSEQ_MAX, "min_len": 1}
+    with single_precision():
+        table = torch.randn(20 * FAIRSEQ_TABLES, FAIRSEQ_WORDS, FAIRSEQ_WORDS) * 1.5
+        models = [Bigrams(table)] + [Bigrams(table, 1e-4 * torch.randn(FAIRSEQ_MAX + 1, *table.shape)) for _ in range(6)]
+        stable = np.ones(len(table), bool)
+        for options in FAIRSEQ_SETTINGS.values():
+            tokens = [fairseq_search(module, model, len(table), common | options)["tokens"] for model in models]
+            stable &= np.all([(tokens[0] == other).all((1, 2)) for other in tokens], axis=0)
+        print(f"{(~stable).sum()} of {len(table)} tables are left out")
+        table = table[stable][:FAIRSEQ_TABLES]
+        results = {
+            name: fairseq_search(module, Bigrams(table), len(table), common | options)
+            for name, options in FAIRSEQ_SETTINGS.items()
+        }
+    version = (directory / "fairseq" / "version.py").read_text().split('"')[1]
+    facts = {"common": common, "settings": FAIRSEQ_SETTINGS, "ids": FAIRSEQ_IDS, "first": "eos"}
+    arrays = {"in:table": table, "in:json": as_json(system=f"fairseq {version}", **facts)}
+    return arrays | {f"out:{name}:{key}": value for name, result in results.items() for key, value in result.items()}
+
+
+MARIAN_WORDS, MARIAN_UNKNOWN, MARIAN_SENTENCES = WORDS - 1, 15, 40  # Marian has no padding id; an unknown word that is likely
+MARIAN_SETTINGS = {
+    **{
+        f"normalize_{alpha}_penalty_{penalty}": {"normalize": alpha, "word-penalty": penalty}
+        for alpha in (0.0, 0.6, 1.0)
+        for penalty in (0.0, 0.5)
+    },
+    "short": {"normalize": 1.0, "max-length-factor": 1.0},
+    "fraction": {"normalize": 0.6, "max-length-factor": 0.7},
+    "beam_1": {"beam-size": 1},
+    "beam_6": {"beam-size": 6, "normalize": 1.0},
+    "allow_unk": {"normalize": 1.0, "allow-unk": True},
+}
+
+
+def marian_tensors(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """A MarianMTModel's parameters under Marian's names: products from the left, vectors as rows, no start token."""
+    result = {"Wemb": state["model.shared.weight"][:MARIAN_WORDS], "decoder_ff_logit_out_b": torch.zeros(1, MARIAN_WORDS)}
+    for side in ("encoder", "decoder"):
+        for i in range(TRANSLATION_LAYERS):
+            theirs, ours = f"model.{side}.layers.{i}", f"{side}_l{i + 1}"
+            attentions = {"self_attn": "self"} | ({"encoder_attn": "context"} if side == "decoder" else {})
+            linear = {
+                f"{a}.{name}_proj": f"{b}_{{}}{name[0]}" for a, b in attentions.items() for name in ("q", "k", "v", "out")
+            }
+            linear |= {"fc1": "ffn_{}1", "fc2": "ffn_{}2"}
+            norms = {f"{a}_layer_norm": f"{b}_Wo_ln" for a, b in attentions.items()} | {"final_layer_norm": "ffn_ffn_ln"}
+            for a, b in linear.items():
+                result[f"{ours}_{b.format('W')}"] = state[f"{theirs}.{a}.weight"].T
+                result[f"{ours}_{b.format('b')}"] = state[f"{theirs}.{a}.bias"][None]
+            for a, b in norms.items():
+                result[f"{ours}_{b}_scale"] = state[f"{theirs}.{a}.weight"][None]
+                result[f"{ours}_{b}_bias"] = state[f"{theirs}.{a}.bias"][None]
+    return {name: np.ascontiguousarray(value.detach().numpy()) for name, value in result.items()}
+
+
+def save_marian(model, directory: Path) -> None:
+    """Marian's model.npz, with the configuration as a string inside, and a vocabulary where word i is called wi."""
+    config = {
+        "version": "v1.12.0",
+        "type": "transformer",
+        "dim-vocabs": [MARIAN_WORDS, MARIAN_WORDS],
+        "dim-emb": TRANSLATION_WIDTH,
+        "enc-depth": TRANSLATION_LAYERS,
+        "dec-depth": TRANSLATION_LAYERS,
+        "transformer-heads": HEADS,
+        "transformer-dim-ffn": 2 * TRANSLATION_WIDTH,
+        "transformer-ffn-activation": "relu",
+        "transformer-preprocess": "",
+        "transformer-postprocess": "dan",
+        "transformer-postprocess-emb": "d",
+        "tied-embeddings-all": True,
+    }
+    text = json.dumps(config).encode() + b"\0"  # YAML reads JSON
+    np.savez(
+        directory / "model.npz", **marian_tensors(model.state_dict()), **{"special:model.yml": np.frombuffer(text, np.int8)}
+    )
+    names = {END: "</s>", MARIAN_UNKNOWN: "<unk>"}
+    vocabulary = {names.get(i, f"w{i}"): i for i in range(MARIAN_WORDS)}
+    (directory / "vocab.yml").write_text(json.dumps(vocabulary))
+
+
+def marian_search(directory: Path, sources: list[list[int]], options: dict) -> dict[str, np.ndarray]:
+    """Marian's n-best list, a sentence at a time, since a batch's longest source is the limit of all its sentences.
+
+    ids (B, N, T), with the end token where Marian gave it a score, filled up with the start token; score (B, N), normalised,
+    path_score (B, N), the sum, both with six digits; word_scores (B, N, T). -inf where there are fewer hypotheses.
+    """
+    from _pymarian import Translator
+
+    words = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items())
+    files = f"--models {directory}/model.npz --vocabs {directory}/vocab.yml {directory}/vocab.yml"
+    translator = Translator(f"{files} --cpu-threads 1 --mini-batch 1 --n-best --word-scores --quiet {words}")
+    found = translator.translate([" ".join(f"w{word}" for word in source) for source in sources])
+    rows = [line.split(" ||| ") for row in found for line in row.split("\n")]
+    shape = (len(sources), options["beam-size"], TRANSLATION_POSITIONS)
+    ids, word_scores = np.full(shape, START, np.int16), np.zeros(shape, np.float32)
+    score, path_score = (np.full(shape[:2], -np.inf, np.float32) for _ in range(2))
+    count = [0] * len(sources)
+    for number, text, scores, path, total in rows:
+        i = int(number)
+        j, count[i] = count[i], count[i] + 1
+        tokens = [MARIAN_UNKNOWN if word == "<unk>" else int(word[1:]) for word in text.split()]
+        scores = [float(value) for value in scores.split()[1:]]
+        tokens += [END] * (len(scores) - len(tokens))
+        ids[i, j, : len(tokens)], word_scores[i, j, : len(tokens)] = tokens, scores
+        score[i, j], path_score[i, j] = float(total), float(path.split()[1])
+    longest = (ids != START).sum(-1).max()
+    return {
+        "ids": ids[..., :longest],
+        "score": score,
+        "path_score": path_score,
+        "word_scores": word_scores[..., :longest],
+    }
+
+
+def marian_case() -> dict[str, torch.Tensor] | None:
+    """What Marian's decoder returns under each setting, for sources with the end token that it adds itself.
+
+    Its layer normalisation adds 1e-9 to the variance, not 1e-5. Sentences left out as in transformers_case.
+    """
+    if importlib.util.find_spec("_pymarian") is None or importlib.util.find_spec("transformers") is None:
+        return skipped("pymarian or transformers is not installed")
+    common = {"beam-size": 3, "normalize": 0.0, "word-penalty": 0.0, "max-length-factor": 2.0}
+    with single_precision(), tempfile.TemporaryDirectory() as name:
+        model = trained_marian(marian_positions())
+        ids, real = translation_sources(2 * MARIAN_SENTENCES)
+        sources = [row[keep].tolist() for row, keep in zip(ids, real)]
+        versions = [Path(name) / str(i) for i in range(4)]
+        for i, directory in enumerate(versions):
+            directory.mkdir()
+            save_marian(model if i == 0 else neighbour(model), directory)
+        stable = np.ones(len(sources), bool)
+        for options in MARIAN_SETTINGS.values():
+            found = [marian_search(directory, sources, common | options)["ids"] for directory in versions]
+            width = max(x.shape[-1] for x in found)
+            found = [np.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])), constant_values=START) for x in found]
+            stable &= np.all([(found[0] == other).all((1, 2)) for other in found], axis=0)
+        print(f"{(~stable).sum()} of {len(stable)} sentences are left out")
+        kept = np.flatnonzero(stable)[:MARIAN_SENTENCES]
+        sources = [sources[i] for i in kept]
+        results = {key: marian_search(versions[0], sources, common | options) for key, options in MARIAN_SETTINGS.items()}
+    ended = [torch.tensor([*source, END]) for source in sources]
+    real = mask([len(source) for source in ended])
+    arrays = {f"param:{name}": value for name, value in under_torch_names(model.state_dict()).items()}
+    arrays |= {"in:source_ids": to_numpy(padded(ended).masked_fill(~real, START)).astype(np.int16), "in:source_mask": real}
+    facts = {"common": common, "settings": MARIAN_SETTINGS, "ids": {"eos": END, "unk": MARIAN_UNKNOWN, "start": START}}
+    arrays["in:json"] = as_json(system="pymarian 1.12.42", **facts)
+    return arrays | {f"out:{name}:{key}": value for name, result in results.items() for key, value in result.items()}
+
+
+def as_json(**fields) -> np.ndarray:
+    return np.array(json.dumps(fields))
+
+
+def skipped(why: str) -> None:
+    print(f"skipped: {why}")
+
+
 # --- Shared -----------------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +809,9 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"param:{name}": p for name, p in parameters.items()} | {f"grad:{name}": p.grad for name, p in parameters.items()}
 
 
-def to_numpy(x: torch.Tensor) -> np.ndarray:
+def to_numpy(x: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
     array = x.detach().numpy()
     return array.astype({"f": np.float32, "i": np.int32, "b": np.bool_}[array.dtype.kind])
 
@@ -402,15 +832,22 @@ CASES = {
     "transformer_post_sinusoidal_all": lambda: transformer_case("post", "sinusoidal", "all"),
     "transformer_pre_sinusoidal_target": lambda: transformer_case("pre", "sinusoidal", "target"),
     "transformer_pre_learned_none": lambda: transformer_case("pre", "learned", "none", layers=1),
+    "generate_transformers": transformers_case,
+    "generate_fairseq": fairseq_case,
+    "generate_marian": marian_case,
 }
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, names: list[str]) -> None:
     for seed, (name, make) in enumerate(CASES.items()):
+        if names and name not in names:
+            continue
         torch.manual_seed(seed)
-        np.savez_compressed(directory / f"{name}.npz", **{key: to_numpy(value) for key, value in make().items()})
-        print(f"{name}.npz  {(directory / f'{name}.npz').stat().st_size:,} bytes")
+        arrays = make()
+        if arrays is not None:
+            np.savez_compressed(directory / f"{name}.npz", **{key: to_numpy(value) for key, value in arrays.items()})
+            print(f"{name}.npz  {(directory / f'{name}.npz').stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent, sys.argv[2:])

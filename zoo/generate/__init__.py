@@ -1,8 +1,29 @@
-"""Greedy and beam search for any model: compiled loops over (tokens, memory, cache) that name none."""
+"""Decoding for any model: compiled searches over pure functions of (tokens, memory, cache) that name none.
 
-from zoo.generate.beam import beam_search
+    from zoo.generate import Beam, Rules, generate, penalty
+    found = generate(model, params, source, max_len=64, search=Beam(4, penalty.gnmt(0.6)), rules=Rules(min_len=3))
+
+With a model of your own, call a search with your functions: ``Beam(4)(decode, memory, cache, batch, max_len)``.
+"""
+
+from zoo.generate.beam import Beam
 from zoo.generate.facade import generate, score
-from zoo.generate.result import Generated
-from zoo.generate.single import greedy
+from zoo.generate.penalty import PENALTIES, Penalty
+from zoo.generate.result import Generated, alignment
+from zoo.generate.rules import Rules, bias, stop_sequences
+from zoo.generate.single import Greedy, Sample
 
-__all__ = ["Generated", "beam_search", "generate", "greedy", "score"]
+__all__ = [
+    "PENALTIES",
+    "Beam",
+    "Generated",
+    "Greedy",
+    "Penalty",
+    "Rules",
+    "Sample",
+    "alignment",
+    "bias",
+    "generate",
+    "score",
+    "stop_sequences",
+]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo import core
-from zoo.generate import beam, result, select, single
+from zoo.generate import result, select
+from zoo.generate.rules import Rules
+from zoo.generate.single import Greedy
+
+SHORTEST = 8  # the smallest bucket of source lengths; the others are its doubles
+
+Search = Any
+"""``Greedy``, ``Sample``, ``Beam`` or another of ``zoo.generate``: a dataclass that JAX takes for a tree of its values."""
 
 
 def generate(
@@ -17,62 +27,53 @@ def generate(
     source: core.PyTree,
     *,
     max_len: int,
-    beams: int = 1,
-    alpha: jax.Array | float = 1.0,
-    n_best: int | None = None,
-    limit_B: jax.Array | int | None = None,
-    min_len: jax.Array | int = 0,
-    start_id: int = core.BOS,
-    end_id: int = core.EOS,
-    pad_id: int = core.PAD,
+    search: Search = Greedy(),  # noqa: B008
+    rules: Rules = Rules(),  # noqa: B008
     attention: bool = False,
 ) -> result.Generated:
     """Generate for a batch of sources: encode, then search, compiled as one program.
 
-    There is one program for a model, a shape of the source, ``max_len``, ``beams`` and ``n_best``: another ``alpha``,
-    ``limit_B`` or ``min_len`` compiles nothing.
+    Batches are filled up to a power of two of rows, token sources to 8, 16, 32 ... tokens and results to 8, 16, 32 ... ``max_len``,
+    so that few programs serve all shapes: one a search, a batch bucket and a length bucket. Padding changes no row's result, and
+    another penalty, temperature, key, limit or token id compiles nothing.
 
     Args:
-      model: any model of the contract.
+      model: any model of the contract, or an ``Ensemble`` of them.
       params: its parameters.
       source: a batch of what its ``encode`` takes.
-      max_len: T, the length of the result; a few fixed values are better than each batch's own.
-      beams: 1 searches greedily, unless ``n_best`` is given; more by ``beam_search``.
-      alpha: () float, the exponent of the length penalty of beam search; greedy search has none.
-      n_best: how many hypotheses of each sentence; None for the best without an axis.
-      limit_B: (B,) or () int, the most tokens of each row with the end token, at most ``max_len``, which is the default.
-      min_len: (B,) or () int, the fewest tokens with the end token.
-      start_id: what the decoder reads first.
-      end_id: what ends a hypothesis.
-      pad_id: what stands after the end.
+      max_len: T, the most tokens of a result with the end token.
+      search: how to search.
+      rules: what may be generated; ratios count the tokens of the source.
       attention: whether to return the cross attention weights of the best hypothesis.
 
     Returns:
-      What the search found, see ``Generated``.
+      What the search found, see ``Generated``: host arrays, but what a caller's own ``jax.jit`` traces.
 
     Raises:
-      UserError: ``max_len`` or ``beams`` is below 1, or ``n_best`` not within 1 ... ``beams``.
+      UserError: ``max_len`` is below 1, or a value of the search or of the rules cannot be meant.
     """
-    return _generate(
-        model,
-        params,
-        source,
-        jnp.asarray(alpha, jnp.float32),
-        jnp.asarray(max_len if limit_B is None else limit_B, jnp.int32),
-        jnp.asarray(min_len, jnp.int32),
-        max_len=max_len,
-        beams=beams,
-        n_best=n_best,
-        special=(start_id, end_id, pad_id),
-        attention=attention,
-    )
+    if max_len < 1:
+        raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, source, search, rules))):
+        return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
+    batch = _batch(source)
+    rows = bucket(batch, 1)
+    padded = pad_source(source, rows)
+    search, length = search.canonical(batch, rows), bucket(max_len, SHORTEST)
+    if length != max_len:
+        limit = max_len if rules.limit is None else np.minimum(rules.limit, max_len)
+        rules = rules._replace(limit=limit)
+    found = _generate(model, params, padded, search, rules.canonical(batch, rows), max_len=length, attention=attention)
+    if rows == batch and length == max_len and padded is source:
+        return found
+    return cut(found, batch, max_len, source)
 
 
 def score(model: core.Seq2Seq, params: core.PyTree, source: core.PyTree, target: core.Tokens) -> tuple[jax.Array, jax.Array]:
-    """How probable the model finds given targets, by teacher forcing, compiled.
+    """How probable the model finds given targets, by teacher forcing (forced decoding), compiled.
 
     Args:
-      model: any model of the contract.
+      model: any model of the contract, or an ``Ensemble`` of them.
       params: its parameters.
       source: a batch of what its ``encode`` takes.
       target: the target tokens, with the end token where it is to count.
@@ -83,33 +84,87 @@ def score(model: core.Seq2Seq, params: core.PyTree, source: core.PyTree, target:
     return _score(model, params, source, target)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_len", "beams", "n_best", "special", "attention"))
-def _generate(model, params, source, alpha, limit_B, min_len, *, max_len, beams, n_best, special, attention):
+def bucket(size: int, smallest: int) -> int:
+    """The least double of ``smallest`` that holds ``size``.
+
+    >>> bucket(17, 8)
+    32
+    """
+    return smallest << max(-(-size // smallest) - 1, 0).bit_length()
+
+
+def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
+    """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket; the source itself if it is so already."""
+
+    def pad(leaf, length=None):
+        more = [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1)
+        if length is not None:
+            more[1] = (0, length - leaf.shape[1])
+        return np.pad(np.asarray(leaf), more) if any(width for _, width in more) else leaf
+
+    def pad_node(node):
+        if isinstance(node, core.Tokens):
+            length = bucket(node.ids.shape[1], SHORTEST)
+            return core.Tokens(*(pad(leaf, length) for leaf in node))
+        return pad(node)
+
+    padded = jax.tree.map(pad_node, source, is_leaf=lambda x: isinstance(x, core.Tokens))
+    same = all(a is b for a, b in zip(jax.tree.leaves(padded), jax.tree.leaves(source), strict=True))
+    return source if same else padded
+
+
+def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
+    """The first rows and tokens of a result, on the host, its attention as long as the source."""
+    found = jax.device_get(found)
+    S = source.ids.shape[1] if isinstance(source, core.Tokens) else None
+    return result.Generated(
+        ids=found.ids[:batch, ..., :max_len],
+        log_probs=found.log_probs[:batch, ..., :max_len],
+        score=found.score[:batch],
+        length=found.length[:batch],
+        steps=found.steps,
+        attention={name: x[:batch, :, :max_len, :S] for name, x in found.attention.items()},
+    )
+
+
+def _batch(source: core.PyTree) -> int:
+    return jax.tree.leaves(source)[0].shape[0]
+
+
+def bind(model, params, source, max_len: int, rows: int):
+    """What a search takes of a model: (decode, memory, cache) for ``rows`` rows a sentence."""
     variables = {"params": params}
 
     def decode(tokens_RN, memory, cache, attention=False):
         return model.apply(variables, tokens_RN, memory, cache, attention=attention, method="decode")
 
     memory = model.apply(variables, source, method="encode")
-    cache = model.apply(variables, memory, max_len, beams, method="init_cache")
-    batch = next(leaf.shape[0] for leaf in jax.tree.leaves(memory) if jnp.ndim(leaf))
-    search = single.greedy
-    if beams != 1 or n_best is not None:
-        search = functools.partial(beam.beam_search, beams=beams, alpha=alpha, n_best=n_best)
-    start_id, end_id, pad_id = special
-    return search(
-        decode,
-        memory,
-        cache,
-        batch,
-        max_len,
-        limit_B=limit_B,
-        min_len=min_len,
-        start_id=start_id,
-        end_id=end_id,
-        pad_id=pad_id,
-        attention=attention,
-    )
+    return decode, memory, model.apply(variables, memory, max_len, rows, method="init_cache")
+
+
+def relate(search: Search, rules: Rules, source: core.PyTree) -> tuple[Search, Rules]:
+    """The search and the rules with what they need to know of the source."""
+    ratios = rules.min_ratio is not None or rules.limit_ratio is not None
+    covers = getattr(search, "coverage", None) is not None and search.source_mask is None
+    if ratios or covers:
+        mask = next((x.mask for x in jax.tree.leaves(source, is_leaf=_is_tokens) if _is_tokens(x)), None)
+        if mask is None:
+            what = "a length relative to the source" if ratios else "coverage"
+            raise core.UserError(f"{what} needs a source of tokens, not {type(source).__name__}: give absolute lengths")
+        rules = rules.relative_to(mask.sum(axis=1))
+        search = dataclasses.replace(search, source_mask=mask) if covers else search
+    return search, rules
+
+
+def _is_tokens(x) -> bool:
+    return isinstance(x, core.Tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_len", "attention"))
+def _generate(model, params, source, search, rules, *, max_len, attention):
+    search, rules = relate(search, rules, source)
+    decode, memory, cache = bind(model, params, source, max_len, search.rows)
+    return search(decode, memory, cache, _batch(source), max_len, rules, attention)
 
 
 @functools.partial(jax.jit, static_argnames="model")

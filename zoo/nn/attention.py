@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import xavier_uniform
 
+from zoo.core import AppendOnly
+
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Softmax over the last axis among the positions where ``mask`` is True; all zeros where none is.
@@ -29,26 +31,26 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def dot_product_attention(
-    q_RHTK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, mask: jax.Array
+    q_RHTK: jax.Array, k_BHKS: jax.Array, v_BHSK: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Args:
       q_RHTK: queries; R = B, or W beams for each of the B sentences.
-      k_BHSK, v_BHSK: keys and values.
-      mask: bool of rank 4, broadcastable to (B, H, T, S); True where a query may look.
+      k_BHKS, v_BHSK: keys, transposed, and values.
+      mask: bool of rank 4, broadcastable to (B, H, W*T, S) with the queries of a beam side by side; True where one may look.
 
     Returns:
       The mixed values (R, H, T, K) and the weights (R, H, T, S), which are zero for a query that may look nowhere.
     """
-    (R, H, T, K), (B, S) = q_RHTK.shape, (k_BHSK.shape[0], k_BHSK.shape[2])
-    # The beams of a sentence stand side by side on the query axis: (B, H, W*T, K) against (B, H, S, K).
+    (R, H, T, K), (B, S) = q_RHTK.shape, (k_BHKS.shape[0], k_BHKS.shape[3])
+    # The beams of a sentence stand side by side on the query axis: (B, H, W*T, K) against (B, H, K, S).
     W = R // B
-    if W != 1 and mask.shape[2] != 1:
-        raise ValueError("beams that share keys share the mask as well: its third axis must be 1")
+    if W != 1 and mask.shape[2] not in (1, W * T):
+        raise ValueError(f"{W} beams of {T} queries share keys: the mask's third axis must be 1 or {W * T}, not {mask.shape[2]}")
     q_BHQK = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(B, H, W * T, K)
-    scores_BHQS = jnp.einsum("bhqk,bhsk->bhqs", q_BHQK, k_BHSK, preferred_element_type=jnp.float32) * K**-0.5
-    weights_BHQS = masked_softmax(scores_BHQS, mask)
+    scores_BHQS = jnp.einsum("bhqk,bhks->bhqs", q_BHQK, k_BHKS, preferred_element_type=jnp.float32)
+    weights_BHQS = masked_softmax(scores_BHQS * K**-0.5, mask)
     mixed_BHQK = jnp.einsum("bhqs,bhsk->bhqk", weights_BHQS.astype(v_BHSK.dtype), v_BHSK)
 
     def unfold(x, last):
@@ -86,15 +88,61 @@ def causal_mask(T: int, S: int, start: jax.Array | int = 0) -> jax.Array:
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer, (B, H, S, K) each: a decoder's cache, or what it reads of the source."""
+    """Keys and values of one layer: a decoder's cache, or what it reads of the source.
+
+    Keys lie transposed, as their product with a few queries reads them: several times faster on a CPU when those are beams.
+
+    Attributes:
+      key: (B, H, K, S); value: (B, H, S, K).
+    """
 
     key: jax.Array
     value: jax.Array
 
 
+class DecoderCache(NamedTuple):
+    """What a decoder of self-attention layers has read so far, N positions at most of W beams a sentence.
+
+    Attributes:
+      layers: each layer's KeyValue; position n of beam w stands at n * W + w, where it was written.
+      beam_RN: (R, N) int32, the beam that holds each position of a row's past; None with one beam a sentence.
+      index: () int32, how many positions are filled.
+    """
+
+    layers: AppendOnly
+    beam_RN: jax.Array | None
+    index: jax.Array
+
+    @classmethod
+    def zeros(cls, layers: int, batch: int, beams: int, heads: int, length: int, width: int, dtype) -> DecoderCache:
+        """An empty cache for ``layers`` layers of ``heads`` heads of ``width``, and at most ``length`` positions."""
+        key = jnp.zeros((batch, heads, width, length * beams), dtype)
+        buffers = tuple(KeyValue(key, key.swapaxes(2, 3)) for _ in range(layers))
+        beam_RN = jnp.tile(jnp.arange(beams)[:, None], (batch, length)) if beams > 1 else None
+        return cls(AppendOnly(buffers), beam_RN, jnp.zeros((), jnp.int32))
+
+    def read(self, T: int) -> tuple[jax.Array | None, jax.Array]:
+        """``beam_RN`` once T more tokens are written, and the mask (B, 1, W*T, N*W) with which they look at the past."""
+        rows = self.layers.buffers[0].value.shape[2]
+        if self.beam_RN is None:
+            return None, causal_mask(T, rows, self.index)
+        (R, N), W = self.beam_RN.shape, rows // self.beam_RN.shape[1]
+        own_R1 = jnp.arange(R)[:, None] % W
+        beam_RN = jnp.where(jnp.arange(N)[None] >= self.index, own_R1, self.beam_RN)
+        holds_RNW = beam_RN[:, :, None] == jnp.arange(W)[None, None]
+        mask_RTNW = causal_mask(T, N, self.index)[0, :, :, :, None] & holds_RNW[:, None]
+        return beam_RN, mask_RTNW.reshape(R // W, 1, W * T, N * W)
+
+
 def write(cache: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """The cache with ``new`` (R, H, T, K) at positions index ... index + T-1: one slice, so that XLA updates in place."""
-    return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index, axis=2), cache, new)
+    """The cache with ``new``, of R rows and T positions, at positions index ... index + T-1: one slice, updated in place."""
+    B, W = cache.value.shape[0], new.value.shape[0] // cache.value.shape[0]
+
+    def put(old, x_RHXX, axis):
+        x = jnp.moveaxis(x_RHXX.reshape(B, W, *x_RHXX.shape[1:]), 1, axis + 1).reshape(*old.shape[:axis], -1, *old.shape[axis + 1 :])
+        return jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index * W, axis)
+
+    return KeyValue(put(cache.key, new.key, 3), put(cache.value, new.value, 2))
 
 
 class MultiHeadAttention(nn.Module):
@@ -112,14 +160,14 @@ class MultiHeadAttention(nn.Module):
         self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
 
     def split(self, x_BND: jax.Array) -> jax.Array:
-        """(B, N, D) to (B, H, N, K)."""
-        return x_BND.reshape(*x_BND.shape[:2], self.H, self.D // self.H).swapaxes(1, 2)
+        """(B, N, D) to (B, N, H, K)."""
+        return x_BND.reshape(*x_BND.shape[:2], self.H, self.D // self.H)
 
     def project(self, x_BSD: jax.Array) -> KeyValue:
         """The keys and values of x: for the source, computed once and kept in the memory."""
-        return KeyValue(self.split(self.key(x_BSD)), self.split(self.value(x_BSD)))
+        return KeyValue(self.split(self.key(x_BSD)).transpose(0, 2, 3, 1), self.split(self.value(x_BSD)).swapaxes(1, 2))
 
     def __call__(self, x_RTD: jax.Array, keys: KeyValue, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Attend from x (R, T, D) over ``keys``: the output (R, T, D) and the weights (R, H, T, S)."""
-        mixed_RHTK, weights_RHTS = dot_product_attention(self.split(self.query(x_RTD)), *keys, mask)
+        mixed_RHTK, weights_RHTS = dot_product_attention(self.split(self.query(x_RTD)).swapaxes(1, 2), *keys, mask)
         return self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape)), weights_RHTS

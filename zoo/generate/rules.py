@@ -1,0 +1,286 @@
+"""What may be generated: lengths, forced and forbidden tokens, repetition. Every search applies the same rules.
+
+Each field is a value that the compiled search reads: another minimum length, penalty or bias compiles nothing. Only whether a
+field that may be None is given at all makes another program, and without it the step pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from zoo import core
+from zoo.generate import select
+
+NEVER = -1  # no token: fills the rows of ``stop`` from the left
+
+
+class Rules(NamedTuple):
+    """What every search keeps to. A field of shape (B,) may be () for all rows; lengths count the end token.
+
+    Attributes:
+      start_id: () int, what the decoder reads first; never generated, unless it ends sequences as well.
+      end_id: () int, what ends a sequence.
+      pad_id: () int, what stands after the end; never generated, unless it ends sequences as well.
+      min_len: (B,) int, the fewest tokens of a row; the limit goes first.
+      limit: (B,) int, the most tokens of a row, at most the search's ``max_len``, which is the default. 0 gives an empty row.
+      min_ratio: () float, the fewest tokens for each token of the source; needs ``relative_to``.
+      limit_ratio: () float, the most tokens for each token of the source; needs ``relative_to``.
+      end_at_limit: () bool, whether the last token that fits must be the end token (fairseq; BART's ``forced_eos``).
+      prefix: ``core.Tokens`` of shape (B, P), right-padded: the first tokens of each row.
+      first_id: () int, the one token that may follow the prefix (mBART's and M2M-100's language), or -1.
+      bias: (V,) or (B, V) float, added to the scores; -inf suppresses a token (see ``bias``).
+      first_bias: (V,) float, the same for the first token after the prefix alone.
+      repetition: () float, the penalty of Keskar et al. 2019 (arXiv:1909.05858, section 4.1): a token that stands in the
+        sequence already has its positive score divided by it, its negative score multiplied.
+      ngram: () int, no n-gram of this size stands twice in a sequence (Paulus et al. 2018, arXiv:1705.04304, section 2.5).
+      stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
+        ``stop_sequences``); they stay in the row.
+    """
+
+    start_id: jax.Array | int = core.BOS
+    end_id: jax.Array | int = core.EOS
+    pad_id: jax.Array | int = core.PAD
+    min_len: jax.Array | int = 0
+    limit: jax.Array | int | None = None
+    min_ratio: jax.Array | float | None = None
+    limit_ratio: jax.Array | float | None = None
+    end_at_limit: jax.Array | bool = False
+    prefix: core.Tokens | None = None
+    first_id: jax.Array | int = NEVER
+    bias: jax.Array | None = None
+    first_bias: jax.Array | None = None
+    repetition: jax.Array | float | None = None
+    ngram: jax.Array | int | None = None
+    stop: jax.Array | None = None
+
+    def relative_to(self, source_len_B: jax.Array) -> Rules:
+        """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit that is given as well goes on holding."""
+        rules = self
+        if self.min_ratio is not None:
+            fewest_B = jnp.ceil(self.min_ratio * source_len_B).astype(jnp.int32)
+            rules = rules._replace(min_len=jnp.maximum(rules.min_len, fewest_B), min_ratio=None)
+        if self.limit_ratio is not None:
+            most_B = jnp.floor(self.limit_ratio * source_len_B).astype(jnp.int32)
+            most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
+            rules = rules._replace(limit=most_B, limit_ratio=None)
+        return rules
+
+    def limits(self, batch: int, max_len: int) -> jax.Array:
+        """Each row's own limit, (B,) int32 within 0 ... ``max_len``.
+
+        Raises:
+          UserError: ``max_len`` is below 1, or a ratio is left.
+        """
+        if max_len < 1:
+            raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
+        if self.min_ratio is not None or self.limit_ratio is not None:
+            raise core.UserError("min_ratio and limit_ratio need the lengths of the source: call rules.relative_to(lengths)")
+        limit = max_len if self.limit is None else self.limit
+        return jnp.broadcast_to(jnp.clip(jnp.asarray(limit, jnp.int32), 0, max_len), (batch,))
+
+    def prefix_length(self, batch: int) -> jax.Array:
+        """How many tokens of each row the prefix forces, (B,) int32."""
+        if self.prefix is None:
+            return jnp.zeros((batch,), jnp.int32)
+        return jnp.broadcast_to(self.prefix.mask.sum(axis=1).astype(jnp.int32), (batch,))
+
+    def forced(self, batch: int, step: jax.Array, limit_B: jax.Array) -> jax.Array:
+        """The one token that each row must have at this step, (B,) int32; -1 where it is free."""
+        length_B = self.prefix_length(batch)
+        token_B = jnp.where(step == length_B, jnp.asarray(self.first_id, jnp.int32), NEVER)
+        token_B = jnp.where(jnp.asarray(self.end_at_limit) & (step + 1 >= limit_B), self.end_id, token_B)
+        if self.prefix is None:
+            return token_B
+        ids_BP = jnp.broadcast_to(self.prefix.ids, (batch, self.prefix.ids.shape[1]))
+        prefix_B = lax.dynamic_index_in_dim(ids_BP, jnp.minimum(step, ids_BP.shape[1] - 1), axis=1, keepdims=False)
+        return jnp.where(step < length_B, prefix_B, token_B)
+
+    def change(self, logits_RV: jax.Array, ids_RT: jax.Array, step: jax.Array, normaliser_R: jax.Array | None) -> jax.Array:
+        """The logits as bias, repetition and n-gram blocking leave them; the very same array where none is asked for.
+
+        Args:
+          logits_RV: what the decoder says.
+          ids_RT: what stands in each row so far, ``step`` tokens.
+          step: () int32.
+          normaliser_R: given, the penalty for repetition sees log-probabilities, as in transformers' beam search; None for
+            the logits themselves, as in its greedy search and sampling.
+        """
+        R = logits_RV.shape[0]
+        read_RN = jnp.pad(ids_RT, ((0, 0), (1, 0)))
+        read_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] == 0, self.start_id, read_RN)  # what the decoder has read
+        if self.repetition is not None:
+            shift_R1 = 0.0 if normaliser_R is None else normaliser_R[:, None]
+            logits_RV = _penalise_repetition(logits_RV, read_RN, step, self.repetition, shift_R1)
+        if self.ngram is not None:
+            logits_RV = _block_ngrams(logits_RV, read_RN, step, self.ngram)
+        if self.bias is not None:
+            logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
+        if self.first_bias is not None:
+            first_B = step == self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
+            first_R1 = (jnp.broadcast_to(first_B, (R,)) if first_B.shape[0] == 1 else core.per_beam(first_B, R))[:, None]
+            logits_RV = jnp.where(first_R1, logits_RV + self.first_bias[None], logits_RV)
+        return logits_RV
+
+    @property
+    def changes(self) -> bool:
+        """Whether ``change`` changes anything."""
+        return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
+
+    def forbid(self, scores_RV: jax.Array, step: jax.Array, batch: int) -> jax.Array:
+        """Set to -inf padding, the start token, and the end token before the minimum length."""
+        early_B = jnp.broadcast_to(step + 1 < jnp.asarray(self.min_len), (batch,))
+        return select.mask_tokens(
+            scores_RV,
+            (
+                (self.start_id, jnp.asarray(self.start_id != self.end_id)),
+                (self.pad_id, jnp.asarray(self.pad_id != self.end_id)),
+                (self.end_id, core.per_beam(early_B, scores_RV.shape[0])),
+            ),
+        )
+
+    def ends(self, token: jax.Array, ids_xT: jax.Array, step: jax.Array) -> jax.Array:
+        """Whether a row ends with this token, bool of ``token``'s shape.
+
+        Args:
+          token: int32 of any shape, the token at position ``step``.
+          ids_xT: the same shape and T: the row's tokens, ``token`` at its place among them.
+          step: () int32.
+        """
+        ended = token == self.end_id
+        if self.stop is None:
+            return ended
+        L = self.stop.shape[1]
+        padded = jnp.concatenate([jnp.full((*ids_xT.shape[:-1], L), NEVER - 1, ids_xT.dtype), ids_xT], axis=-1)
+        tail_xL = lax.dynamic_slice_in_dim(padded, step + 1, L, axis=-1)
+        for stop_L in self.stop:
+            wanted_L = jnp.expand_dims(stop_L, tuple(range(tail_xL.ndim - 1)))
+            ended |= jnp.all((tail_xL == wanted_L) | (wanted_L == NEVER), axis=-1) & jnp.any(stop_L != NEVER)
+        return ended
+
+    def canonical(self, batch: int, rows: int) -> Rules:
+        """The same rules as host arrays of fixed dtypes, for ``rows`` rows: the added ones have limit 0. So few programs compile.
+
+        Raises:
+          UserError: a field of another shape, or a value that cannot be meant.
+        """
+        check(self, batch)
+        pad = lambda x, fill: np.concatenate([x, np.full((rows - batch, *x.shape[1:]), fill, x.dtype)])  # noqa: E731
+        row = lambda x, fill: pad(np.broadcast_to(np.asarray(x, np.int32), (batch,)), fill)  # noqa: E731
+        number = lambda x: None if x is None else np.float32(x)  # noqa: E731
+        limit, prefix, bias = self.limit, self.prefix, self.bias
+        if rows > batch or limit is not None:
+            limit = row(np.iinfo(np.int32).max if limit is None else limit, 0)
+        if prefix is not None:
+            ids, mask = np.asarray(prefix.ids, np.int32), np.asarray(prefix.mask, bool)
+            more = (1 << max(ids.shape[1] - 1, 0).bit_length()) - ids.shape[1]
+            ids, mask = (np.pad(np.broadcast_to(x, (batch, x.shape[1])), ((0, 0), (0, more))) for x in (ids, mask))
+            prefix = core.Tokens(pad(ids, core.PAD), pad(mask, False))
+        if bias is not None:
+            bias = np.asarray(bias, np.float32)
+            bias = bias if bias.ndim == 1 else pad(bias, 0)
+        return Rules(
+            *(np.int32(x) for x in (self.start_id, self.end_id, self.pad_id)),
+            min_len=row(self.min_len, 0),
+            limit=limit,
+            min_ratio=number(self.min_ratio),
+            limit_ratio=number(self.limit_ratio),
+            end_at_limit=np.bool_(self.end_at_limit),
+            prefix=prefix,
+            first_id=np.int32(self.first_id),
+            bias=bias,
+            first_bias=None if self.first_bias is None else np.asarray(self.first_bias, np.float32),
+            repetition=number(self.repetition),
+            ngram=None if self.ngram is None else np.int32(self.ngram),
+            stop=None if self.stop is None else np.asarray(self.stop, np.int32),
+        )
+
+
+def check(rules: Rules, batch: int) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+      UserError: names the field, its value and the way out.
+    """
+    for name in ("min_len", "limit"):
+        shape = np.shape(getattr(rules, name)) if getattr(rules, name) is not None else ()
+        if shape not in ((), (batch,)):
+            raise core.UserError(f"rules.{name} has the shape {shape}: give one number, or one for each of the {batch} rows")
+    if rules.repetition is not None and not rules.repetition > 0:
+        raise core.UserError(f"rules.repetition is {rules.repetition}: it must be above 0; 1 changes nothing")
+    if rules.ngram is not None and rules.ngram < 1:
+        raise core.UserError(f"rules.ngram is {rules.ngram}: n-grams have at least 1 token; None blocks nothing")
+    for name in ("min_ratio", "limit_ratio"):
+        if getattr(rules, name) is not None and not getattr(rules, name) >= 0:
+            raise core.UserError(f"rules.{name} is {getattr(rules, name)}: it must not be negative")
+    if rules.prefix is not None and rules.prefix.ids.shape[0] not in (1, batch):
+        raise core.UserError(f"rules.prefix has {rules.prefix.ids.shape[0]} rows: give 1, or one for each of the {batch} rows")
+
+
+def bias(vocab_size: int, suppress: Iterable[int] = (), add: Mapping[int, float] | None = None) -> np.ndarray:
+    """A bias vector, (V,) float32: ``add`` by token id, and -inf for the tokens to suppress.
+
+    >>> bias(4, suppress=[3], add={1: 0.5}).tolist()
+    [0.0, 0.5, 0.0, -inf]
+
+    Raises:
+      UserError: an id outside the vocabulary.
+    """
+    bias_V = np.zeros(vocab_size, np.float32)
+    for token, value in {**(add or {}), **dict.fromkeys(suppress, -np.inf)}.items():
+        if not 0 <= token < vocab_size:
+            raise core.UserError(f"token {token} cannot be biased: the vocabulary has the ids 0 to {vocab_size - 1}")
+        bias_V[token] = value
+    return bias_V
+
+
+def stop_sequences(sequences: Sequence[Sequence[int]]) -> np.ndarray | None:
+    """``Rules.stop`` of a list of token sequences; None of an empty list.
+
+    >>> stop_sequences([[5, 6], [7]]).tolist()
+    [[5, 6], [-1, 7]]
+
+    Raises:
+      UserError: an empty sequence.
+    """
+    if not sequences:
+        return None
+    if not all(map(len, sequences)):
+        raise core.UserError("a stop sequence is empty: it would end every output at once")
+    longest = max(map(len, sequences))
+    return np.array([[NEVER] * (longest - len(s)) + list(s) for s in sequences], np.int32)
+
+
+def _penalise_repetition(logits_RV, read_RN, step, penalty, shift_R1):
+    """Keskar et al. 2019, equation for I(c) as transformers applies it, on ``logits - shift``: to each token read so far."""
+    score_RN = jnp.take_along_axis(logits_RV, read_RN, axis=1) - shift_R1
+    penalised_RN = jnp.where(score_RN > 0, score_RN / penalty, score_RN * penalty) + shift_R1
+    # A token that stands twice is written twice, with the same value; positions yet unread are sent outside.
+    where_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] <= step, read_RN, logits_RV.shape[1])
+    return _put(logits_RV, where_RN, penalised_RN)
+
+
+def _block_ngrams(logits_RV, read_RN, step, size):
+    """Set to -inf every token that would complete an n-gram already read: those whose ``size - 1`` predecessors recur now."""
+    position_N = jnp.arange(read_RN.shape[1])
+    padded_RN = jnp.pad(read_RN, ((0, 0), (read_RN.shape[1], 0)), constant_values=NEVER)
+
+    def back(j):  # the token j places before each position, and before the one to come
+        earlier_RN = lax.dynamic_slice_in_dim(padded_RN, read_RN.shape[1] - j, read_RN.shape[1], axis=1)
+        now_R1 = lax.dynamic_slice_in_dim(padded_RN, read_RN.shape[1] + step + 1 - j, 1, axis=1)
+        return (earlier_RN == now_R1) & (now_R1 != NEVER)
+
+    repeats_RN = jnp.broadcast_to((position_N <= step)[None], read_RN.shape)
+    repeats_RN = lax.fori_loop(1, jnp.minimum(size, step + 2), lambda j, same_RN: same_RN & back(j), repeats_RN)
+    repeats_RN &= size <= step + 1  # the sequence is as long as the n-gram's beginning
+    return _put(logits_RV, jnp.where(repeats_RN, read_RN, logits_RV.shape[1]), jnp.full(read_RN.shape, -jnp.inf))
+
+
+def _put(logits_RV, index_RN, value_RN):
+    row_R1 = jnp.arange(logits_RV.shape[0])[:, None]
+    return logits_RV.at[row_R1, index_RN].set(value_RN.astype(logits_RV.dtype), mode="drop")
