@@ -12,7 +12,7 @@ Reached   not trained at this size yet. At 585,856 parameters and 1,000 steps (2
 from train.data import CMUDICT, Batching
 from train.experiment import Experiment, Tokenizers, Training
 from train.optim import Optimizer
-from zoo.predictor import Decoding
+from zoo.decoding import Decoding
 from zoo.rnn_attention import LuongConfig
 
 experiment = Experiment(

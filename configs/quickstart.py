@@ -8,7 +8,7 @@ Reached   8.7 % PER, 35.4 % WER on the 6,295 test words, in 6 minutes on two cor
 from train.data import CMUDICT, Batching
 from train.experiment import Experiment, Tokenizers, Training
 from train.optim import Optimizer
-from zoo.predictor import Decoding
+from zoo.decoding import Decoding
 from zoo.rnn_attention import BahdanauConfig
 
 experiment = Experiment(

@@ -9,7 +9,7 @@ Reached   depends on the pairs. See also --task translation, and --data.validati
 from train.data import Batching, Files
 from train.experiment import Experiment, Tokenizers, Training
 from train.optim import Optimizer
-from zoo.predictor import Decoding
+from zoo.decoding import Decoding
 from zoo.transformer import TransformerConfig
 
 experiment = Experiment(

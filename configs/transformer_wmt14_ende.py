@@ -9,7 +9,7 @@ Reached   not trained here: the corpus needs a download. The pipeline is tested 
 from train.data import Batching, Tfds
 from train.experiment import Experiment, Tokenizers, Training
 from train.optim import Optimizer
-from zoo.predictor import Decoding
+from zoo.decoding import Decoding
 from zoo.transformer import TransformerConfig
 
 experiment = Experiment(

@@ -14,7 +14,7 @@ from zoo.variants import variants
 ROOT = Path(__file__).parent.parent
 ALLOWED_AT_TOP = {"jax", "flax", "numpy"}
 # What train may know of zoo: never a variant.
-ZOO_FOR_TRAIN = {"zoo", "zoo.core", "zoo.generate", "zoo.checkpoint", "zoo.text", "zoo.predictor", "zoo.variants"}
+ZOO_FOR_TRAIN = {"zoo", "zoo.core", "zoo.decoding", "zoo.generate", "zoo.checkpoint", "zoo.text", "zoo.predictor", "zoo.variants"}
 
 
 def files(*rooms: str) -> list[Path]:

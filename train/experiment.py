@@ -15,7 +15,7 @@ from train.optim import Optimizer
 from train.parallel import Parallel
 from train.tasks import TASKS
 from zoo.core import ModelConfig, UserError
-from zoo.predictor import Decoding
+from zoo.decoding import Decoding
 from zoo.text import Kind
 from zoo.variants import config_to_json
 

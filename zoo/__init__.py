@@ -8,6 +8,7 @@
 
 from zoo.checkpoint.directory import load, save
 from zoo.core import Outputs, Seq2Seq, Tokens, UserError
-from zoo.predictor import Decoding, Predictor
+from zoo.decoding import Decoding
+from zoo.predictor import Predictor
 
 __all__ = ["Decoding", "Outputs", "Predictor", "Seq2Seq", "Tokens", "UserError", "load", "save"]

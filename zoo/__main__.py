@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import get_args, get_type_hints
 
 import zoo
 from zoo.variants import table
@@ -44,15 +46,32 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="generate the output for texts, or for each line of standard input")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("texts", nargs="*", metavar="text", help="none: read standard input")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line: source, prediction, score")
-    command.add_argument("--beams", type=int, help="hypotheses kept a sentence; 1 is greedy search")
-    command.add_argument("--max-len", type=int, help="most tokens of an output")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line: source, prediction, score, ...")
+    command.add_argument("--stream", action="store_true", help="print each output as it is made")
+    add_decoding(command)
     command.set_defaults(run=predict)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("out", help="a directory that does not exist yet")
     command.set_defaults(run=export)
     return top
+
+
+def add_decoding(command: argparse.ArgumentParser) -> None:
+    """An option for each field of ``Decoding``; those not given stay as the model was saved with."""
+    hints, notes = get_type_hints(zoo.Decoding), field_notes(zoo.Decoding)
+    for field in dataclasses.fields(zoo.Decoding):
+        kind = hints[field.name]
+        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+        if get_args(kind):
+            how = {"choices": get_args(kind)}
+        command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
+
+
+def field_notes(cls: type) -> dict[str, str]:
+    """What a dataclass's docstring says of each attribute, each on a line of its own."""
+    lines = (line.strip().partition(": ") for line in cls.__doc__.splitlines())
+    return {name: note for name, _, note in lines if note}
 
 
 def print_table(options: argparse.Namespace) -> None:
@@ -67,17 +86,44 @@ def print_table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    chosen = {"beams": options.beams, "max_len": options.max_len}
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     predictor = zoo.load(options.directory)
+    if options.stream:
+        return print_pieces(predictor, options, chosen)
     for texts in chunks(options.texts or lines()):
         for text, prediction in zip(texts, predictor.predictions(texts, **chosen), strict=True):
             if options.json:
-                score = prediction.score if math.isfinite(prediction.score) else None
-                print(json.dumps({"source": text, "prediction": prediction.text, "score": score}, ensure_ascii=False))
+                print(json.dumps(as_json(text, prediction), ensure_ascii=False))
             else:
-                print(prediction.text.replace("\n", " "))
+                for output, _ in prediction.n_best if chosen.get("risk", "none") == "none" else [(prediction.text, 0)]:
+                    print(output.replace("\n", " "))
         sys.stdout.flush()
+
+
+def print_pieces(predictor: zoo.Predictor, options: argparse.Namespace, chosen: dict) -> None:
+    if options.json:
+        raise zoo.UserError("--stream prints text as it is made and --json whole objects: choose one")
+    for text in options.texts or lines():
+        for piece in predictor.stream(text, **chosen):
+            print(piece.replace("\n", " "), end="", flush=True)
+        print(flush=True)
+
+
+def as_json(text: str, prediction) -> dict:
+    """One output as JSON has it: a number that is not finite is null."""
+
+    def number(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "source": text,
+        "prediction": prediction.text,
+        "score": number(prediction.score),
+        "tokens": prediction.target_pieces,
+        "log_probs": [number(value) for value in prediction.log_probs],
+        "n_best": [{"prediction": output, "score": number(score)} for output, score in prediction.n_best],
+    }
 
 
 def lines() -> Iterator[str]:

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
-from zoo.generate import generate
+from zoo.decoding import Decoding
+from zoo.generate import Generated, generate, score
+from zoo.generate.facade import SHORTEST, bucket
 from zoo.text import Tokenizer
 
 ROWS = 64  # sentences decoded together at most
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How a model's texts are generated, unless told otherwise; saved beside its weights.
-
-    Attributes:
-      beams: hypotheses kept a sentence; 1 is greedy search.
-      length_penalty: alpha of the GNMT length penalty ((5 + length) / 6) ** alpha that a beam's scores are divided by.
-      max_len: most tokens of an output, the end token included.
-      max_source_len: longer sources are cut to this many tokens.
-    """
-
-    beams: int = 1
-    length_penalty: float = 1.0
-    max_len: int = 64
-    max_source_len: int = 512
 
 
 class Prediction(NamedTuple):
@@ -40,14 +27,18 @@ class Prediction(NamedTuple):
       text: what the model generated.
       score: its log-probability (a beam's is divided by the length penalty).
       source_pieces, target_pieces: labels of the tokens read and generated.
+      log_probs: (target,) float32, the model's log-probability of each generated token.
       attention: on request, name -> weights (H, target, source) of each cross-attention; empty for models without any.
+      n_best: all outputs asked for as (text, score), in the order in which the search ranks them.
     """
 
     text: str
     score: float
     source_pieces: list[str]
     target_pieces: list[str]
+    log_probs: np.ndarray
     attention: dict[str, np.ndarray]
+    n_best: list[tuple[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +87,10 @@ class Predictor:
         """Like ``predict``, with scores, tokens and, on request, attention weights."""
         if isinstance(texts, str):
             raise UserError(f"predict takes a list of texts, not the single text {texts!r}: write [text]")
-        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
-        if unknown:
-            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
-        decoding = dataclasses.replace(self.decoding, **options)
-        if decoding.max_source_len < 1:
-            raise UserError(f"max_source_len is {decoding.max_source_len}: it must be at least 1")
+        decoding = self.settings(options)
+        if attention and decoding.risk != "none":
+            raise UserError(f"attention is given for the output that the search ranks first, not by risk {decoding.risk!r}")
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(decoding.seed), jnp.arange(len(texts)))
         sources = [self.cut(ids, decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
         results: list[Prediction | None] = [None] * len(texts)
         for rows, batch in self.batches(sources):
@@ -110,13 +99,88 @@ class Predictor:
                 self.params,
                 self.place(batch),
                 max_len=decoding.max_len,
-                beams=decoding.beams,
-                alpha=decoding.length_penalty,
+                search=decoding.search(keys[np.resize(rows, len(batch.ids))]),
+                rules=decoding.rules,
                 attention=attention,
             )
-            for row, prediction in zip(rows, self.read(jax.device_get(found), [sources[row] for row in rows]), strict=True):
+            for row, prediction in zip(rows, self.read(found, [sources[row] for row in rows], decoding.risk), strict=True):
                 results[row] = prediction
         return results
+
+    def settings(self, options: dict[str, Any]) -> Decoding:
+        """The defaults with these options changed.
+
+        Raises:
+          UserError: an unknown option.
+        """
+        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
+        if unknown:
+            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
+        decoding = dataclasses.replace(self.decoding, **options)
+        decoding.search(jax.random.key(decoding.seed))  # its checks, also when there is no text
+        return decoding
+
+    def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
+        """How probable the model finds given outputs: the log-probability of each target, its end token included.
+
+        Raises:
+          UserError: not one target for each text.
+        """
+        if isinstance(texts, str) or isinstance(targets, str) or len(texts) != len(targets):
+            raise UserError(f"score takes a list of texts and as many targets, not {texts!r} and {targets!r}")
+        sources = [self.cut(ids, self.decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
+        outputs = self.target_tokenizer.encode_batch(targets)
+        results = [0.0] * len(texts)
+        for rows, batch in self.batches(sources):
+            longest = bucket(max(len(outputs[row]) for row in rows), SHORTEST)
+            target = pad_tokens([outputs[row] for row in rows] + [[]] * (len(batch.ids) - len(rows)), longest)
+            sums_B, _ = score(self.model, self.params, self.place(batch), target)
+            for row, value in zip(rows, jax.device_get(sums_B), strict=False):
+                results[row] = float(value)
+        return results
+
+    def stream(self, text: str, **options: Any) -> Iterator[str]:
+        """The output for one text, piece by piece as its tokens are made; together the pieces are ``predict``'s output.
+
+        Greedy search and sampling only. A piece is held back while later tokens may still change it.
+
+        Args:
+          text: the source.
+          **options: fields of ``Decoding`` to change for this call.
+
+        Raises:
+          UserError: beams or several outputs are asked for, or an unknown option.
+        """
+        from zoo.generate.stream import stream
+
+        decoding = self.settings({"beams": 1, "n_best": 1, "risk": "none", **options})
+        if decoding.beams != 1 or decoding.n_best != 1:
+            raise UserError("stream gives one output as it is made: leave beams and n_best at 1")
+        ids = self.cut(self.source_tokenizer.encode_batch([text])[0], decoding.max_source_len)
+        key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
+        steps = stream(
+            self.model,
+            self.params,
+            pad_tokens([ids], bucket(len(ids), SHORTEST)),
+            max_len=decoding.max_len,
+            search=decoding.search(key[None]),
+            rules=decoding.rules,
+        )
+        return self.pieces(int(step.token[0]) for step in steps)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Text as tokens arrive: what two readings in a row agree on."""
+        ids, said, before = [], "", ""
+        for token in tokens:
+            ids.append(token)
+            now = self.target_tokenizer.decode(ids)
+            common = os.path.commonprefix([before, now])
+            if len(common) > len(said) and common.startswith(said):
+                yield common[len(said) :]
+                said = common
+            before = now
+        if len(before) > len(said):
+            yield before[len(said) :]
 
     def cut(self, ids: list[int], length: int) -> list[int]:
         """At most ``length`` ids, the end token kept."""
@@ -125,21 +189,29 @@ class Predictor:
     def batches(self, sources: list[list[int]]) -> Iterator[tuple[list[int], Tokens]]:
         """Sentences of similar length together, rows and lengths rounded up, so that few programs compile."""
         order = sorted(range(len(sources)), key=lambda row: len(sources[row]))
-        rows = min(ROWS, 1 << max(len(order) - 1, 0).bit_length())
+        rows = min(ROWS, bucket(len(order), 1))
         rows += -rows % self.multiple_of
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            length = 8 << max((len(sources[chosen[-1]]) - 1) // 8, 0).bit_length()
+            length = bucket(len(sources[chosen[-1]]), SHORTEST)
             yield chosen, pad_tokens([sources[row] for row in chosen] + [[]] * (rows - len(chosen)), length)
 
-    def read(self, found, sources: list[list[int]]) -> Iterator[Prediction]:
+    def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""
+        if risk != "none":
+            from zoo.generate.risk import minimum_bayes_risk
+
+        ids, log_probs, scores, lengths = (x if found.score.ndim == 2 else x[:, None] for x in found[:4])
         for row, source in enumerate(sources):
-            ids = found.ids[row, : found.length[row]]
+            outputs = [ids[row, n, : lengths[row, n]] for n in range(scores.shape[1])]
+            texts = [self.target_tokenizer.decode(output) for output in outputs]
+            first = 0 if risk == "none" else minimum_bayes_risk(texts, risk).index
             yield Prediction(
-                self.target_tokenizer.decode(ids),
-                float(found.score[row]),
+                texts[first],
+                float(scores[row, first]),
                 self.source_tokenizer.pieces(source),
-                self.target_tokenizer.pieces(ids),
-                {name: weights[row, :, : len(ids), : len(source)] for name, weights in found.attention.items()},
+                self.target_tokenizer.pieces(outputs[first]),
+                log_probs[row, first, : len(outputs[first])],
+                {name: weights[row, :, : len(outputs[0]), : len(source)] for name, weights in found.attention.items()},
+                [(text, float(value)) for text, value in zip(texts, scores[row], strict=True)],
             )

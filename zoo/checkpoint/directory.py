@@ -13,7 +13,8 @@ from typing import Any
 
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
-from zoo.predictor import Decoding, Predictor
+from zoo.decoding import Decoding
+from zoo.predictor import Predictor
 from zoo.text import Tokenizer
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 

@@ -57,15 +57,13 @@ def generate(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, source, search, rules))):
         return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
     batch = _batch(source)
-    rows = bucket(batch, 1)
+    rows = bucket(batch, 1) if _movable(source) else batch
     padded = pad_source(source, rows)
     search, length = search.canonical(batch, rows), bucket(max_len, SHORTEST)
     if length != max_len:
         limit = max_len if rules.limit is None else np.minimum(rules.limit, max_len)
         rules = rules._replace(limit=limit)
     found = _generate(model, params, padded, search, rules.canonical(batch, rows), max_len=length, attention=attention)
-    if rows == batch and length == max_len and padded is source:
-        return found
     return cut(found, batch, max_len, source)
 
 
@@ -94,7 +92,7 @@ def bucket(size: int, smallest: int) -> int:
 
 
 def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
-    """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket; the source itself if it is so already."""
+    """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket; one on several devices stays as it is."""
 
     def pad(leaf, length=None):
         more = [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1)
@@ -108,9 +106,7 @@ def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
             return core.Tokens(*(pad(leaf, length) for leaf in node))
         return pad(node)
 
-    padded = jax.tree.map(pad_node, source, is_leaf=lambda x: isinstance(x, core.Tokens))
-    same = all(a is b for a, b in zip(jax.tree.leaves(padded), jax.tree.leaves(source), strict=True))
-    return source if same else padded
+    return jax.tree.map(pad_node, source, is_leaf=_is_tokens) if _movable(source) else source
 
 
 def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
@@ -125,6 +121,11 @@ def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) 
         steps=found.steps,
         attention={name: x[:batch, :, :max_len, :S] for name, x in found.attention.items()},
     )
+
+
+def _movable(source: core.PyTree) -> bool:
+    """Whether no leaf lies on several devices: those were padded and placed by somebody who knows how they are shared."""
+    return all(not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1 for x in jax.tree.leaves(source))
 
 
 def _batch(source: core.PyTree) -> int:

@@ -47,7 +47,9 @@ def dot_product_attention(
     # The beams of a sentence stand side by side on the query axis: (B, H, W*T, K) against (B, H, K, S).
     W = R // B
     if W != 1 and mask.shape[2] not in (1, W * T):
-        raise ValueError(f"{W} beams of {T} queries share keys: the mask's third axis must be 1 or {W * T}, not {mask.shape[2]}")
+        raise ValueError(
+            f"{W} beams of {T} queries share keys: the mask's third axis must be 1 or {W * T}, not {mask.shape[2]}"
+        )
     q_BHQK = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(B, H, W * T, K)
     scores_BHQS = jnp.einsum("bhqk,bhks->bhqs", q_BHQK, k_BHKS, preferred_element_type=jnp.float32)
     weights_BHQS = masked_softmax(scores_BHQS * K**-0.5, mask)
@@ -139,7 +141,9 @@ def write(cache: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
     B, W = cache.value.shape[0], new.value.shape[0] // cache.value.shape[0]
 
     def put(old, x_RHXX, axis):
-        x = jnp.moveaxis(x_RHXX.reshape(B, W, *x_RHXX.shape[1:]), 1, axis + 1).reshape(*old.shape[:axis], -1, *old.shape[axis + 1 :])
+        x = jnp.moveaxis(x_RHXX.reshape(B, W, *x_RHXX.shape[1:]), 1, axis + 1).reshape(
+            *old.shape[:axis], -1, *old.shape[axis + 1 :]
+        )
         return jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index * W, axis)
 
     return KeyValue(put(cache.key, new.key, 3), put(cache.value, new.value, 2))

@@ -1,0 +1,97 @@
+"""How a model's texts are generated, as plain settings: what a config file, a command line and a saved model say."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from zoo.core import UserError
+from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a model's texts are generated, unless told otherwise; saved beside its weights.
+
+    Attributes:
+      beams: hypotheses kept a sentence; 1 is greedy search.
+      penalty: how beam search compares lengths and when it stops, by the system that does it so (``zoo.generate.penalty``).
+      length_penalty: alpha of that penalty, where it has one.
+      n_best: how many outputs of each text.
+      sample: draw outputs instead of searching for the most probable; the next five fields shape the distribution.
+      temperature: below 1 sharper than the model's, above 1 flatter.
+      top_k: keep the k most probable tokens; 0 keeps all.
+      top_p: keep the most probable tokens up to this mass; 1 keeps all.
+      min_p: keep tokens at least this many times as probable as the most probable one; 0 keeps all.
+      typical: keep the tokens nearest to the entropy up to this mass; 1 keeps all.
+      seed: of the draws; the same seed gives the same outputs.
+      risk: of ``n_best`` outputs, give the one of minimum Bayes risk under this metric.
+      repetition_penalty: above 1 discourages tokens that an output has already; 1 does nothing.
+      no_repeat_ngram: no n-gram of this size twice in an output; 0 for any.
+      min_len: fewest tokens of an output, the end token included.
+      max_len: most tokens of an output, the end token included.
+      max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
+      max_source_len: longer sources are cut to this many tokens.
+    """
+
+    beams: int = 1
+    penalty: Literal["none", "average", "gnmt", "huggingface", "fairseq", "marian"] = "gnmt"
+    length_penalty: float = 1.0
+    n_best: int = 1
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical: float = 1.0
+    seed: int = 0
+    risk: Literal["none", "chrf", "bleu"] = "none"
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    min_len: int = 0
+    max_len: int = 64
+    max_len_ratio: float = 0.0
+    max_source_len: int = 512
+
+    def search(self, keys: jax.Array) -> Greedy | Sample | Beam:
+        """The search that these settings describe, with a PRNG key for each text should it sample.
+
+        Raises:
+          UserError: settings that contradict each other.
+        """
+        if self.max_source_len < 1:
+            raise UserError(f"max_source_len is {self.max_source_len}: it must be at least 1")
+        if self.n_best < 1:
+            raise UserError(f"n_best is {self.n_best}: ask for at least 1 output")
+        if self.risk != "none" and self.n_best < 2:
+            raise UserError(f"risk is {self.risk!r} but n_best is {self.n_best}: minimum Bayes risk chooses among several")
+        several = self.n_best if self.n_best > 1 else None
+        if self.sample:
+            if self.beams != 1:
+                raise UserError(f"sample is set and beams is {self.beams}: draw outputs, or search for them with beams")
+            return Sample(
+                keys,
+                temperature=self.temperature,
+                top_k=self.top_k or None,
+                top_p=None if self.top_p == 1 else self.top_p,
+                min_p=self.min_p or None,
+                typical=None if self.typical == 1 else self.typical,
+                samples=several,
+            )
+        if self.beams == 1 and several is None:
+            return Greedy()
+        make = PENALTIES[self.penalty]
+        penalty = make() if self.penalty in ("none", "average") else make(self.length_penalty)
+        return Beam(self.beams, penalty, n_best=several)
+
+    @property
+    def rules(self) -> Rules:
+        """What may be generated."""
+        return Rules(
+            min_len=self.min_len,
+            limit_ratio=self.max_len_ratio or None,
+            repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
+            ngram=self.no_repeat_ngram or None,
+        )
