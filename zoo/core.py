@@ -20,7 +20,7 @@ Arrays carry their shape in their name. The legend, for all files:
 
 Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf counts positions and is shared by all rows.
 ``decode`` accepts W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied
-per beam. A search gives each row the leaves of the row that it continues, but for what stands in ``AppendOnly``: that never moves.
+per beam. A search gives each row the leaves of the row that it continues, but what stands in ``AppendOnly`` never moves.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Tokens(NamedTuple):
 class AppendOnly(NamedTuple):
     """The part of a cache that a search leaves where it is: buffers in which each position is written once.
 
-    Moving key and value buffers whenever beams change places would cost more than reading them. The model keeps an ordinary leaf
-    beside them instead, which names the row that holds each position of a hypothesis; the search reorders that leaf alone.
+    Moving key and value buffers whenever beams change places would cost more than reading them. The model keeps an ordinary
+    leaf beside them instead, which names the row that holds each position of a hypothesis; the search reorders that leaf alone.
 
     Attributes:
       buffers: any pytree; axis 0 is the batch of sentences, or of rows.

@@ -69,12 +69,12 @@ class Beam:
       groups: into how many groups the beams are split; divides ``beams``.
       diversity: () float, subtracted for each beam of an earlier group that took the same token at the same step.
       coverage: () float, GNMT's beta: beta * sum over the source of log(min(attention received, 1)) is added to a closed
-        hypothesis's score (Wu et al. 2016, equation 14), attention being the mean over all cross-attention heads; None for none.
+        hypothesis's score (Wu et al. 2016, equation 14), attention being the mean of all cross-attention heads; or None.
       source_mask: (B, S) bool, the source's real positions; needed for ``coverage``, and filled in by ``generate``.
     """
 
     beams: int = dataclasses.field(default=4, metadata={"static": True})
-    penalty: Penalty = penalties.gnmt()  # noqa: RUF009
+    penalty: Penalty = penalties.gnmt()
     n_best: int | None = dataclasses.field(default=None, metadata={"static": True})
     groups: int = dataclasses.field(default=1, metadata={"static": True})
     diversity: jax.Array | float = 0.5

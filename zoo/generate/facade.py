@@ -33,9 +33,9 @@ def generate(
 ) -> result.Generated:
     """Generate for a batch of sources: encode, then search, compiled as one program.
 
-    Batches are filled up to a power of two of rows, token sources to 8, 16, 32 ... tokens and results to 8, 16, 32 ... ``max_len``,
-    so that few programs serve all shapes: one a search, a batch bucket and a length bucket. Padding changes no row's result, and
-    another penalty, temperature, key, limit or token id compiles nothing.
+    Batches are filled up to a power of two of rows, token sources and results to 8, 16, 32 ... tokens, so that few programs
+    serve all shapes: one a search, a batch bucket and a length bucket. Padding changes no row's result, and another penalty,
+    temperature, key, limit or token id compiles nothing.
 
     Args:
       model: any model of the contract, or an ``Ensemble`` of them.

@@ -1,12 +1,12 @@
-"""How finished hypotheses of different lengths are compared, and when a beam search stops: by the name of the system that does it.
+"""How finished hypotheses of different lengths compare, and when a beam search stops: by the name of the system that does it.
 
     none, average, gnmt    the stop never changes the result, unless another is asked for
     huggingface            transformers' generate (version 5)
     fairseq                fairseq's SequenceGenerator
     marian                 Marian's translator
 
-The last three reproduce that system's own scores and its own end of the search; every number in a ``Penalty`` is a value that the
-compiled search reads, the name included, so that another one compiles nothing.
+The last three reproduce that system's own scores and its own end of the search. Every field of a ``Penalty`` is a value that
+the compiled search reads, so that another one, or another system's, compiles nothing.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Rules(NamedTuple):
     stop: jax.Array | None = None
 
     def relative_to(self, source_len_B: jax.Array) -> Rules:
-        """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit that is given as well goes on holding."""
+        """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit given as well goes on holding."""
         rules = self
         if self.min_ratio is not None:
             fewest_B = jnp.ceil(self.min_ratio * source_len_B).astype(jnp.int32)
@@ -164,7 +164,7 @@ class Rules(NamedTuple):
         return ended
 
     def canonical(self, batch: int, rows: int) -> Rules:
-        """The same rules as host arrays of fixed dtypes, for ``rows`` rows: the added ones have limit 0. So few programs compile.
+        """The same rules as host arrays of fixed dtypes, for ``rows`` rows, of which those added have limit 0.
 
         Raises:
           UserError: a field of another shape, or a value that cannot be meant.

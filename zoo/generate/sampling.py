@@ -1,7 +1,7 @@
 """Distributions to sample from: temperature and the filters that cut a distribution's tail, and draws from explicit keys.
 
-The filters find their threshold by bisection over the 32 bits of an ordered float: 32 passes over a row instead of a sort, exact,
-and with k and p as values that the compiled program reads. Tokens that tie with the last one kept are kept.
+The filters find their threshold by bisection over the 32 bits of an ordered float: 32 passes over a row instead of a sort,
+exact, with k and p as values that the compiled program reads. Tokens that tie with the last one kept are kept.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _ordered(x_RV: jax.Array) -> jax.Array:
 
 
 def _threshold(order_RV: jax.Array, weight_RV: jax.Array, need: jax.Array | float) -> jax.Array:
-    """The largest value at or above which a row's weights sum to at least ``need``; 0 where all of them do not. (R, 1) uint32."""
+    """The largest value at or above which a row's weights sum to at least ``need``, (R, 1) uint32; 0 where all fall short."""
 
     def try_bit(i, found_R1):
         higher_R1 = found_R1 | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))

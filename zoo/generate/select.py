@@ -36,7 +36,7 @@ def mask_tokens(logits_RV: jax.Array, banned: tuple[tuple[jax.Array | int, jax.A
     R, V = logits_RV.shape
     for token, where in banned:
         column_R1 = lax.dynamic_slice_in_dim(logits_RV, token, 1, axis=1)
-        inside = jnp.asarray((0 <= token) & (token < V))
+        inside = jnp.asarray((token >= 0) & (token < V))
         where_R1 = jnp.broadcast_to(jnp.asarray(where), (R,))[:, None] & inside
         logits_RV = lax.dynamic_update_slice_in_dim(logits_RV, jnp.where(where_R1, -jnp.inf, column_R1), token, axis=1)
     return logits_RV
@@ -78,7 +78,8 @@ def top_k(x_RV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ([[3.0, 3.0, 2.0]], [[1, 2, 3]])
     """
     V = x_RV.shape[1]
-    if -(-V // BLOCK) < 4 * k:
+    blocks = -(-V // BLOCK)
+    if blocks < 4 * k:
         return lax.top_k(x_RV, k)
     _, block_RK = _first_largest(_block_maxima(x_RV), k)
     block_RK = jnp.sort(block_RK, axis=1)  # in order of index again, so that the second choice breaks ties by it

@@ -34,8 +34,8 @@ class State(NamedTuple):
 class Greedy:
     """The most probable next token, again and again, in one loop that ends when every row has ended.
 
-    The lowest id wins a tie, and NaN counts as impossible. A row that has not ended at its limit is cut there. Where no token is
-    possible the row ends with the end token at log-probability -inf.
+    The lowest id wins a tie, and NaN counts as impossible. A row that has not ended at its limit is cut there. Where no token
+    is possible the row ends with the end token at log-probability -inf.
     """
 
     rows = 1  # of each sentence
