@@ -2,203 +2,89 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
+import math
+import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import (
+    MAX_LEN,
+    WIDTH,
+    Toy,
+    assert_same,
+    beam,
+    every_hypothesis,
+    gnmt,
+    hypotheses,
+    oracles,
+    oracles_and_attention,
+    path_sum,
+    play,
+    power,
+    python_beam,
+    table,
+    toy,
+)
 
-from zoo import core
+from zoo import core, transformer
 from zoo.core import BOS, EOS, PAD
-from zoo.generate import Generated, beam, beam_search, facade, generate, greedy, score, select
-
-MAX_LEN = 4
-WIDTH = 6
+from zoo.generate import Beam, Greedy, Rules, Sample, facade, generate, penalty, score, select
+from zoo.generate.hypotheses import reorder
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyConfig(core.ModelConfig):
-    dtype: str = "float32"
+def search_of(kind: str | int, alpha: float = 1.0, **options):
+    """``greedy``, ``sample``, or so many beams."""
+    if kind == "sample":
+        return Sample(jax.random.key(0))
+    return Greedy() if kind == "greedy" else beam(kind, alpha, **options)
 
 
-class Toy(core.Seq2Seq):
-    """A tiny attentive RNN: its logits depend on the whole prefix, through a cache, and on the whole source."""
-
-    def setup(self):
-        normal, config = nn.initializers.normal(1.5), self.config
-        self.source = self.param("source", normal, (config.source_vocab_size, WIDTH))
-        self.embed = self.param("embed", normal, (config.target_vocab_size, WIDTH))
-        self.mix = self.param("mix", normal, (WIDTH, WIDTH))
-        self.out = self.param("out", normal, (WIDTH, config.target_vocab_size))
-
-    def encode(self, source, train=False, attention=False):
-        return {"keys": self.source[source.ids], "mask": jnp.asarray(source.mask)}
-
-    def init_cache(self, memory, max_len, beams=1):
-        return {"state": jnp.zeros((memory["mask"].shape[0] * beams, WIDTH)), "index": jnp.int32(0)}
-
-    def decode(self, tokens_BT, memory, cache=None, train=False, attention=False):
-        cache = self.init_cache(memory, 0, tokens_BT.shape[0] // memory["mask"].shape[0]) if cache is None else cache
-        state_BD, states = cache["state"], []
-        for token_B in tokens_BT.T:
-            state_BD = jnp.tanh(self.embed[token_B] + state_BD @ self.mix)
-            states.append(state_BD)
-        x_BTD = jnp.stack(states, axis=1)
-        x_bWTD = x_BTD.reshape(memory["mask"].shape[0], -1, *x_BTD.shape[1:])
-        scores_bWTS = jnp.einsum("bwtd,bsd->bwts", x_bWTD, memory["keys"])
-        weights_bWTS = jax.nn.softmax(jnp.where(memory["mask"][:, None, None], scores_bWTS, -1e9), axis=-1)
-        context_BTD = jnp.einsum("bwts,bsd->bwtd", weights_bWTS, memory["keys"]).reshape(x_BTD.shape)
-        logits_BTV = ((x_BTD + 0.5 * context_BTD) @ self.out).astype(self.config.dtype)
-        weights = {"layer/cross": weights_bWTS.reshape(len(tokens_BT), 1, *weights_bWTS.shape[2:])} if attention else {}
-        return core.Outputs(logits_BTV, weights), {"state": state_BD, "index": cache["index"] + tokens_BT.shape[1]}
-
-
-def toy(seed: int, batch: int = 3, vocab: int = 6, dtype: str = "float32"):
-    """A toy model with random weights, and a ragged batch for it."""
-    config = ToyConfig(source_vocab_size=7, target_vocab_size=vocab, dtype=dtype)
-    rng = np.random.default_rng(seed)
-    shapes = {"source": (7, WIDTH), "embed": (vocab, WIDTH), "mix": (WIDTH, WIDTH), "out": (WIDTH, vocab)}
-    params = {name: rng.normal(size=shape, scale=0.9).astype(np.float32) for name, shape in shapes.items()}
-    return Toy(config), jax.tree.map(jnp.asarray, params), core.random_tokens(rng, batch, 5, 7)
-
-
-@jax.jit
-def forced_log_probs(params, source, ids_WT):
-    """The toy's log-probabilities after each prefix of W sequences for each of B sentences: (B, W, T + 1, V)."""
-    model = Toy(ToyConfig(source_vocab_size=7, target_vocab_size=params["embed"].shape[0]))
-    memory = model.apply({"params": params}, source, method="encode")
-    tokens_WT = jnp.pad(ids_WT, ((0, 0), (1, 0)), constant_values=BOS)
-    batch = source.mask.shape[0]
-    outputs, _ = model.apply({"params": params}, jnp.tile(tokens_WT, (batch, 1)), memory, method="decode")
-    return jax.nn.log_softmax(outputs.logits).reshape(batch, *tokens_WT.shape, -1)
-
-
-def oracles(params, source, length: int = MAX_LEN) -> list[dict[tuple, np.ndarray]]:
-    """For each sentence: every prefix of tokens that may be generated -> the log-probabilities of the next token."""
-    usable = range(EOS + 1, params["embed"].shape[0])
-    sequences = list(itertools.product(usable, repeat=length - 1))
-    log_probs_BWTV = np.asarray(forced_log_probs(params, source, np.asarray(sequences, np.int32)), np.float64)
-    return [
-        {seq[:t]: sentence_WTV[w, t] for w, seq in enumerate(sequences) for t in range(length)}
-        for sentence_WTV in log_probs_BWTV
-    ]
-
-
-def penalised(total: float, length: int, alpha: float) -> float:
-    return total / ((5 + length) / 6) ** alpha
-
-
-def every_hypothesis(oracle, limit: int, alpha: float = 0.0, min_len: int = 0) -> list[tuple[float, tuple]]:
-    """The whole space, best first: every sequence that ends within the limit or is cut there."""
-    found = []
-    for prefix, log_probs in oracle.items():
-        if len(prefix) >= limit:
-            continue
-        total = sum(oracle[prefix[:t]][token] for t, token in enumerate(prefix))
-        last = [] if len(prefix) + 1 < min_len else [EOS]
-        last += range(EOS + 1, len(log_probs)) if len(prefix) + 1 == limit else []
-        found += [(penalised(total + log_probs[token], len(prefix) + 1, alpha), (*prefix, token)) for token in last]
-    return sorted(found, reverse=True)
-
-
-def python_beam(oracle, beams: int, keep: int, limit: int, alpha: float, min_len: int) -> list[tuple[float, tuple]]:
-    """Beam search by the rules of zoo/generate/beam.py, to the limit: it never stops early."""
-    live, bank = [(0.0, ())], []
-    for length in range(1, limit + 1):
-        candidates = [
-            (total + oracle[prefix][token], (*prefix, token))
-            for total, prefix in live
-            for token in range(EOS, len(oracle[prefix]))
-            if token != EOS or length >= min_len
-        ]
-        candidates.sort(key=lambda c: -c[0])
-        bank += [(penalised(total, length, alpha), seq) for total, seq in candidates[:beams] if seq[-1] == EOS]
-        live = [c for c in candidates if c[1][-1] != EOS][:beams]
-    bank += [(penalised(total, limit, alpha), seq) for total, seq in live]
-    return sorted(bank, key=lambda c: -c[0])[:keep]
-
-
-def hypotheses(out: Generated) -> list[list[tuple[float, tuple]]]:
-    """Each sentence's real hypotheses as (score, ids without padding); also checks how they are padded and scored."""
-    ids_BNT, log_probs_BNT, score_BN, length_BN = (np.asarray(x) for x in out[:4])
-    assert [x.dtype for x in out[:4]] == [jnp.int32, jnp.float32, jnp.float32, jnp.int32]
-    if score_BN.ndim == 1:
-        ids_BNT, log_probs_BNT, score_BN, length_BN = (x[:, None] for x in (ids_BNT, log_probs_BNT, score_BN, length_BN))
-    after_BNT = np.arange(ids_BNT.shape[2]) >= length_BN[..., None]
-    assert (ids_BNT[after_BNT] == PAD).all()
-    assert (log_probs_BNT[after_BNT] == 0).all()
-    assert not np.isin(ids_BNT[~after_BNT], [PAD, BOS]).any()
-    return [
-        [(float(s), tuple(ids[:n].tolist())) for s, ids, n in zip(*sentence) if s > -np.inf]
-        for sentence in zip(score_BN, ids_BNT, length_BN)
-    ]
-
-
-def assert_same(found: list[tuple[float, tuple]], expected: list[tuple[float, tuple]]) -> None:
-    assert [ids for _, ids in found] == [ids for _, ids in expected]
-    np.testing.assert_allclose([s for s, _ in found], [s for s, _ in expected], rtol=1e-4, atol=1e-5)
-
-
-def play(table_BTV, beams: int = 0, *, alpha=1.0, limit_B=None, min_len=0, **static) -> Generated:
-    """Greedy (``beams`` 0) or beam search over logits by position, whatever was generated before.
-
-    The table is padded to a few lengths, so that the tests share programs; the rows' limits hide it.
-    """
-    length = table_BTV.shape[1]
-    bucket = next(n for n in (1, 8, 20) if n >= length)
-    table_BTV = np.pad(table_BTV, ((0, 0), (0, bucket - length), (0, 0)), constant_values=-np.inf)
-    limit_B = np.broadcast_to(np.minimum(length, length if limit_B is None else limit_B), len(table_BTV)).astype(np.int32)
-    out = _play(table_BTV, jnp.float32(alpha), limit_B, jnp.asarray(min_len), beams=beams, static=tuple(static.items()))
-    return out._replace(ids=out.ids[..., :length], log_probs=out.log_probs[..., :length])
-
-
-@functools.partial(jax.jit, static_argnames=("beams", "static"))
-def _play(table_BTV, alpha, limit_B, min_len, *, beams, static):
-    def decode(tokens_RN, memory, cache):
-        logits_BV = jax.lax.dynamic_index_in_dim(table_BTV, cache, axis=1, keepdims=False)
-        return core.Outputs(core.per_beam(logits_BV, len(tokens_RN))[:, None], {}), cache + 1
-
-    options = {"limit_B": limit_B, "min_len": min_len, **dict(static)}
-    batch, max_len, _ = table_BTV.shape
-    if not beams:
-        return greedy(decode, None, jnp.int32(0), batch, max_len, **options)
-    return beam_search(decode, None, jnp.int32(0), batch, max_len, beams=beams, alpha=alpha, **options)
-
-
-def table(*rows, vocab: int = 6) -> np.ndarray:
-    """Logits (1, T, V) from one {token: logit} a position; every other token is impossible."""
-    table_TV = np.full((len(rows), vocab), -np.inf, np.float32)
-    for row_V, logits in zip(table_TV, rows):
-        row_V[list(logits)] = list(logits.values())
-    return table_TV[None]
-
+SEARCHES = pytest.mark.parametrize("kind", ["greedy", 1, 3])
+ALL_SEARCHES = pytest.mark.parametrize("kind", ["greedy", "sample", 1, 3])
 
 # --- against enumeration ------------------------------------------------------------------------------------------------------
 
+EXACT = {
+    "none": (penalty.none(), power(0.0)),
+    "average": (penalty.average(), power(1.0)),
+    **{f"gnmt_{alpha}": (penalty.gnmt(alpha), gnmt(alpha)) for alpha in (-1.0, 0.0, 0.6, 1.0, 3.0)},
+    # These stop by rules of their own, but a beam that the space does not fill never meets them.
+    **{f"huggingface_{alpha}": (penalty.huggingface(alpha, "never"), power(alpha)) for alpha in (-1.0, 1.0, 2.0)},
+    **{f"marian_{a}_{word}": (penalty.marian(a, word), power(a, word)) for a, word in ((0.0, 0.5), (0.6, -1.0), (1.0, 2.0))},
+}
 
-@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.6, 1.0, 3.0])
-def test_a_beam_as_wide_as_the_space_finds_the_exact_best(alpha):
-    model, params, source = toy(1)
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_beam_as_wide_as_the_space_finds_the_exact_best(name):
+    rule, ranked = EXACT[name]
     for seed in range(6):
-        _, params, source = toy(seed)
+        model, params, source = toy(seed)
         limit_B, min_len = np.array([4, 3, 4]), seed % 3
-        out = generate(
-            model, params, source, max_len=MAX_LEN, beams=128, alpha=alpha, n_best=20, limit_B=limit_B, min_len=min_len
-        )
+        rules = Rules(limit=limit_B, min_len=min_len)
+        out = generate(model, params, source, max_len=MAX_LEN, search=Beam(128, rule, n_best=20), rules=rules)
         for found, oracle, limit in zip(hypotheses(out), oracles(params, source), limit_B):
-            assert_same(found, every_hypothesis(oracle, limit, alpha, min_len)[:20])
+            assert_same(found, every_hypothesis(oracle, limit, ranked, min_len)[:20])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+def test_fairseqs_space_is_what_ends_in_the_end_token(alpha):
+    for seed in range(3):
+        model, params, source = toy(seed)
+        rules = Rules(limit=np.array([4, 3, 4]), min_len=seed)
+        out = generate(model, params, source, max_len=4, search=Beam(128, penalty.fairseq(alpha), n_best=20), rules=rules)
+        for found, oracle, limit in zip(hypotheses(out), oracles(params, source), [4, 3, 4]):
+            assert_same(found, every_hypothesis(oracle, limit, power(alpha), seed, cut=False)[:20])
 
 
 SHAPES = [(1, 1, 6, 1), (3, 2, 6, 2), (2, 3, 4, 2), (3, 8, 5, 3)]  # batch, beams, vocabulary, n_best
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50)
 @given(
     shape=st.sampled_from(SHAPES),
     seed=st.integers(0, 999),
@@ -210,15 +96,103 @@ def test_a_narrow_beam_is_the_plain_one(shape, seed, alpha, limits, min_len):
     batch, beams, vocab, keep = shape
     model, params, source = toy(seed, batch, vocab)
     limit_B = np.array(limits[:batch])
-    options = {"max_len": MAX_LEN, "limit_B": limit_B, "min_len": min_len}
-    out = generate(model, params, source, beams=beams, n_best=keep, alpha=alpha, **options)
+    options = {"max_len": MAX_LEN, "rules": Rules(limit=limit_B, min_len=min_len)}
+    out = generate(model, params, source, search=beam(beams, alpha, n_best=keep), **options)
     first = generate(model, params, source, **options)
     for b, oracle in enumerate(oracles(params, source)):
         found = hypotheses(out)[b]
-        assert_same(found, python_beam(oracle, beams, keep, limit_B[b], alpha, min_len))
+        assert_same(found, python_beam(oracle, beams, limit_B[b], gnmt(alpha), keep=keep, min_len=min_len))
         assert len({ids for _, ids in found}) == len(found)
         assert [s for s, _ in found] == sorted((s for s, _ in found), reverse=True)
-        assert_same(hypotheses(first)[b], python_beam(oracle, 1, 1, limit_B[b], 0.0, min_len))
+        assert_same(hypotheses(first)[b], python_beam(oracle, 1, limit_B[b], gnmt(0.0), min_len=min_len))
+
+
+LONG = 8
+
+
+def stopping(mode, beams: int, ranked, alpha: float):
+    """transformers' three ways to end a search, in plain Python, with the limit ``LONG``."""
+
+    def stop(best, bank, length):
+        reach = LONG if mode == "never" and alpha > 0 else length
+        return len(bank) == beams and (mode is True or ranked(best, reach) <= bank[-1])
+
+    return None if mode == "exact" else stop
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.7, 3.0])
+def test_early_stopping_is_the_plain_one(alpha):
+    """Two tokens beside the end, so that a beam of 3 fills its bank long before the limit."""
+    beams, found_by = 3, {}
+    for seed in range(12):
+        model, params, source = toy(seed, vocab=5)
+        oracle_B = oracles(params, source, LONG)
+        for mode in ("exact", True, False, "never"):
+            search = Beam(beams, penalty.gnmt(alpha, mode), n_best=2)
+            found_by[seed, mode] = hypotheses(generate(model, params, source, max_len=LONG, search=search))
+            stop = stopping(mode, beams, gnmt(alpha), alpha)
+            for found, oracle in zip(found_by[seed, mode], oracle_B):
+                assert_same(found, python_beam(oracle, beams, LONG, gnmt(alpha), keep=2, stop=stop))
+    results = {mode: [found_by[seed, mode] for seed in range(12)] for mode in ("exact", True, False, "never")}
+    if alpha > 0:
+        assert results[True] != results["exact"], "nothing here stops early: the test has no power"
+    if alpha > 1:
+        assert results[False] != results["exact"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize(("beams", "groups", "vocab"), [(4, 2, 6), (3, 3, 6), (6, 2, 6), (8, 2, 5)])
+def test_groups_of_beams_are_the_plain_ones(beams, groups, vocab, alpha):
+    differ = 0
+    for seed, diversity in enumerate([0.0, 0.4, 1.5, 20.0] * 2):
+        model, params, source = toy(seed, vocab=vocab)
+        limit_B, min_len = np.array([4, 3, 4]), seed % 3
+        search = beam(beams, alpha, n_best=beams, groups=groups, diversity=diversity)
+        out = generate(model, params, source, max_len=4, search=search, rules=Rules(limit=limit_B, min_len=min_len))
+        options = {"keep": beams, "min_len": min_len, "groups": groups}
+        for found, oracle, limit in zip(hypotheses(out), oracles(params, source), limit_B):
+            expected = python_beam(oracle, beams, limit, gnmt(alpha), diversity=diversity, **options)
+            # Groups that find the same hypothesis tie in exact arithmetic.
+            np.testing.assert_allclose([s for s, _ in found], [s for s, _ in expected], rtol=1e-4, atol=1e-5)
+            assert sorted(ids for _, ids in found) == sorted(ids for _, ids in expected)
+            differ += sorted(found) != sorted(python_beam(oracle, beams, limit, gnmt(alpha), **options))
+    assert differ, "diversity never changed a result: the test has no power"
+
+
+def test_one_group_is_no_group_and_groups_without_diversity_repeat_each_other():
+    model, params, source = toy(2)
+    plain = generate(model, params, source, max_len=MAX_LEN, search=beam(4, n_best=4))
+    one = generate(model, params, source, max_len=MAX_LEN, search=beam(4, n_best=4, groups=1, diversity=99.0))
+    np.testing.assert_array_equal(plain.ids, one.ids)
+    np.testing.assert_array_equal(plain.score, one.score)
+    two = hypotheses(generate(model, params, source, max_len=4, search=beam(4, n_best=4, groups=2, diversity=0.0)))
+    half = hypotheses(generate(model, params, source, max_len=4, search=beam(2, n_best=2)))
+    assert two == [[h for h in found for _ in range(2)] for found in half]
+
+
+def covered(total: float, ids: tuple, attention, real_S, beta: float, alpha: float) -> float:
+    """GNMT's equation 14."""
+    received_S = sum(attention[ids[:t]] for t in range(len(ids)))
+    coverage = sum(math.log(max(min(x, 1.0), 1e-9)) for x, real in zip(received_S, real_S) if real)
+    return gnmt(alpha)(total, len(ids)) + beta * coverage
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.2), (0.6, 0.2), (1.0, 2.0), (1.0, 0.0)])
+def test_coverage_counts_the_attention_that_each_source_token_received(alpha, beta):
+    changed = False
+    for seed in range(4):
+        model, params, source = toy(seed)
+        run = functools.partial(generate, model, params, source, max_len=MAX_LEN)
+        narrow, wide = (run(search=beam(W, alpha, n_best=n, coverage=beta)) for W, n in ((4, 4), (128, 20)))
+        for b, (oracle, attention) in enumerate(oracles_and_attention(params, source)):
+            rank = lambda ids: covered(path_sum(oracle, ids), ids, attention, source.mask[b], beta, alpha)  # noqa: B023, E731
+            found = hypotheses(narrow)[b]
+            np.testing.assert_allclose([s for s, _ in found], [rank(ids) for _, ids in found], rtol=1e-4, atol=1e-5)
+            every = [ids for _, ids in every_hypothesis(oracle, MAX_LEN, gnmt(alpha))]
+            expected = sorted(((rank(ids), ids) for ids in every), reverse=True)[:20]
+            assert_same(hypotheses(wide)[b], expected)
+            changed |= expected[0][1] != every[0]
+    assert changed == (beta > 0), "coverage never changed the best: the test has no power"
 
 
 def test_greedy_is_the_path_of_the_most_probable_token():
@@ -236,36 +210,53 @@ def test_greedy_is_the_path_of_the_most_probable_token():
 def test_one_beam_without_a_penalty_is_greedy():
     for seed in range(12):
         model, params, source = toy(seed)
-        one = generate(model, params, source, max_len=9, beams=1, alpha=0.0, n_best=1, min_len=seed % 4)
-        out = generate(model, params, source, max_len=9, min_len=seed % 4)
+        rules = Rules(min_len=seed % 4)
+        one = generate(model, params, source, max_len=9, search=beam(1, 0.0, n_best=1), rules=rules)
+        out = generate(model, params, source, max_len=9, rules=rules)
         assert np.array_equal(one.ids[:, 0], out.ids)
         assert np.array_equal(one.length[:, 0], out.length)
         np.testing.assert_allclose(one.score[:, 0], out.score, rtol=1e-6)
         np.testing.assert_allclose(one.log_probs[:, 0], out.log_probs, rtol=1e-6)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_the_scores_are_those_of_teacher_forcing(beams):
+@pytest.mark.parametrize("kind", ["greedy", "sample", 1, 3])
+def test_the_scores_are_those_of_teacher_forcing(kind):
     for seed in range(4):
         model, params, source = toy(seed)
-        out = generate(model, params, source, max_len=8, beams=beams, alpha=0.7)
+        out = generate(model, params, source, max_len=8, search=search_of(kind, 0.7))
         target = core.Tokens(out.ids, jnp.arange(8)[None] < out.length[:, None])
         sums_B, log_probs_BT = score(model, params, source, target)
         np.testing.assert_allclose(out.log_probs, log_probs_BT, atol=1e-5)
-        scores_B = sums_B if beams == 1 else [penalised(s, n, 0.7) for s, n in zip(sums_B.tolist(), out.length.tolist())]
-        np.testing.assert_allclose(out.score, scores_B, rtol=1e-5)
+        ranked = gnmt(0.7 if isinstance(kind, int) else 0.0)
+        np.testing.assert_allclose(out.score, [ranked(s, n) for s, n in zip(sums_B.tolist(), out.length.tolist())], rtol=1e-5)
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_a_batch_gives_what_each_sentence_alone_gives(beams):
-    for seed in range(4):
+ISOLATED = {
+    "greedy": Greedy(),
+    "beam_1": beam(1, 1.5),
+    "beam_4": beam(4, 1.5),
+    "groups": beam(4, 1.5, n_best=4, groups=2),
+    "coverage": beam(4, 1.5, coverage=0.3),
+    "marian": Beam(4, penalty.marian(0.6, 0.2), n_best=2),
+    "fairseq": Beam(4, penalty.fairseq(), n_best=2),
+    "huggingface": Beam(4, penalty.huggingface(), n_best=2),
+}
+
+
+@pytest.mark.parametrize("name", ISOLATED)
+def test_a_batch_gives_what_each_sentence_alone_gives(name):
+    """Nor does it matter in which row of the batch a sentence stands, nor how much padding follows it."""
+    for seed in range(3):
         model, params, source = toy(seed, batch=5)
-        options = {"max_len": 10, "beams": beams, "alpha": 1.5}
+        options = {"max_len": 10, "search": ISOLATED[name]}
         out = generate(model, params, source, **options)
-        for b in range(5):
-            alone = generate(model, params, jax.tree.map(lambda x, b=b: x[b : b + 1], source), **options)
-            assert np.array_equal(alone.ids[0], out.ids[b])
-            np.testing.assert_allclose(alone.score[0], out.score[b], rtol=1e-5)
+        wider = core.Tokens(*(np.pad(x, ((0, 3), (0, 6)))[::-1] for x in source))
+        for row, found in [(b, generate(model, params, core.Tokens(*(x[[b]] for x in source)), **options)) for b in range(5)]:
+            assert np.array_equal(found.ids[0], out.ids[row])
+            np.testing.assert_allclose(found.score[0], out.score[row], rtol=1e-5)
+        found = generate(model, params, wider, **options)
+        assert np.array_equal(found.ids[:2:-1], out.ids)
+        np.testing.assert_allclose(found.score[:2:-1], out.score, rtol=1e-5)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------------
@@ -278,9 +269,9 @@ def test_the_loop_stops_when_the_last_sentence_has_ended():
     out = play(table_BTV)
     assert out.steps == 5
     assert out.length.tolist() == ends
-    assert play(table_BTV, limit_B=np.array([4, 4, 2])).steps == 3
+    assert play(table_BTV, limit=np.array([4, 4, 2])).steps == 3
     for beams in (1, 2):
-        out = play(table_BTV, beams, alpha=0.0)
+        out = play(table_BTV, beam(beams, 0.0))
         assert out.steps == 5
         assert out.length.tolist() == ends
 
@@ -288,11 +279,11 @@ def test_the_loop_stops_when_the_last_sentence_has_ended():
 def test_a_beam_search_goes_on_while_a_longer_hypothesis_can_still_win():
     # Ending at once costs log 2; so does going on, but nothing after that: only the penalty tells the two apart.
     rows = table({EOS: 0.0, 3: 0.0}, *[{3: 0.0}] * 6, {EOS: 0.0}, {3: 0.0})
-    assert play(rows, 2, alpha=0.0).length == 1
-    assert play(rows, 2, alpha=0.0).steps == 1
-    out = play(rows, 2, alpha=1.0)
+    assert play(rows, beam(2, 0.0)).length == 1
+    assert play(rows, beam(2, 0.0)).steps == 1
+    out = play(rows, beam(2, 1.0))
     assert out.length == out.steps == 8
-    np.testing.assert_allclose(out.score, penalised(-np.log(2), 8, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(out.score, gnmt(1.0)(-np.log(2), 8), rtol=1e-6)
 
 
 def test_the_loop_stops_once_nothing_live_can_win():
@@ -300,29 +291,81 @@ def test_the_loop_stops_once_nothing_live_can_win():
     # alpha is 2, and .10 would win; by 2 or less if alpha is .5 or 0, and nothing live is worth another step.
     probable = {EOS: 0.0, 3: np.log(0.2)}
     rows = table(probable, *[{3: 0.0}] * 19)
-    assert [int(play(rows, 1, alpha=alpha).steps) for alpha in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 20]
-    assert [int(play(rows, 1, alpha=alpha).length[0]) for alpha in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 20]
+    assert [int(play(rows, beam(1, alpha)).steps) for alpha in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 20]
+    assert [int(play(rows, beam(1, alpha)).length[0]) for alpha in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 20]
 
 
 def test_a_penalty_that_favours_the_short_stops_no_sooner():
     # Ending costs .97 now or .47 at the next token: under alpha -1 that is .55, but 1.03 for a beam that went on to the limit.
     rows = table({3: 0.5, EOS: 0.0}, {EOS: 0.0}, *[{3: 0.0}] * 6)
-    assert play(rows, 3, alpha=-1.0).ids[0, :3].tolist() == [3, EOS, PAD]
+    assert play(rows, beam(3, -1.0)).ids[0, :3].tolist() == [3, EOS, PAD]
 
 
-def test_no_program_is_compiled_for_another_penalty_or_limit():
-    model, params, source = toy(0)
-    for beams in (1, 2):
-        generate(model, params, source, max_len=7, beams=beams, limit_B=np.array([5, 6, 7]))
-        size = facade._generate._cache_size()
-        for alpha, limit_B, min_len in [(0, [1, 2, 3], 2), (0.3, (7, 7, 7), np.int64(0)), (np.float32(2), jnp.arange(3), 1)]:
-            out = generate(
-                model, params, source, max_len=7, beams=beams, alpha=alpha, limit_B=np.array(limit_B), min_len=min_len
+# --- programs and memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sample", 2])
+def test_one_program_serves_a_bucket_of_rows_and_a_bucket_of_lengths(kind):
+    """Fifty random shapes: batches fill 1, 2 or 4 rows, sources 8 or 16 tokens, results 8 or 16."""
+    model, params, source = toy(0, batch=4, length=16)
+    rng, buckets, before = np.random.default_rng(0), set(), facade._generate._cache_size()
+    for batch, length, max_len in rng.integers(1, (5, 17, 17), (50, 3)).tolist():
+        part = core.Tokens(*(x[:batch, :length] for x in source))
+        found = generate(model, params, part, max_len=max_len, search=search_of(kind))
+        assert found.ids.shape == (batch, max_len)
+        buckets.add((facade.bucket(batch, 1), facade.bucket(length, 8), facade.bucket(max_len, 8)))
+        grown = facade._generate._cache_size() - before
+        assert grown <= len(buckets), f"{grown} programs for {len(buckets)} buckets, the last for {batch, length, max_len}"
+    assert len(buckets) == 12
+
+
+TOKENS = {"start_id": 1, "end_id": 2, "pad_id": 0, "first_id": -1}
+SOME_RULES = Rules(min_len=1, limit=np.array([5, 6, 7]), repetition=1.2, ngram=3, end_at_limit=True)
+VALUES = {
+    "greedy": [(Greedy(), SOME_RULES), (Greedy(), SOME_RULES)],
+    "sample": [
+        (Sample(jax.random.key(0), 0.7, top_k=3, top_p=0.9, min_p=0.1, typical=0.9), SOME_RULES),
+        (Sample(jax.random.key(1), np.float64(2), top_k=np.int64(500), top_p=1, min_p=1.0, typical=0.5), SOME_RULES),
+    ],
+    "beam": [
+        (Beam(4, penalty.gnmt(0.6), n_best=2, groups=2, coverage=0.2), SOME_RULES),
+        *(
+            (Beam(4, rule, n_best=2, groups=2, diversity=0, coverage=1), SOME_RULES)
+            for rule in (
+                penalty.gnmt(1),
+                penalty.gnmt(np.float64(0.3), early_stopping=True),
+                penalty.none("never"),
+                penalty.average(False),
+                penalty.huggingface(2, True),
+                penalty.fairseq(0.5),
+                penalty.marian(0.5, 1),
             )
-            assert (np.asarray(out.length) <= np.asarray(limit_B)).all()
-        assert facade._generate._cache_size() == size
-        generate(Toy(model.config), params, source, max_len=7, beams=beams, limit_B=np.array([5, 6, 7]))
-        assert facade._generate._cache_size() == size
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_another_value_compiles_nothing(kind):
+    model, params, source = toy(0)
+    (search, rules), *others = VALUES[kind]
+    generate(model, params, source, max_len=7, search=search, rules=rules)
+    size = facade._generate._cache_size()
+    changed = [
+        {"min_len": np.array([1, 2, 3]), "repetition": 2},
+        {"limit": 6, "ngram": np.int64(1)},
+        {"limit": jnp.arange(3), "min_len": np.int64(9)},
+        {"start_id": 3, "end_id": np.int64(4), "pad_id": 5, "first_id": 3},
+        {"end_at_limit": False},
+    ]
+    for values in changed:
+        found = generate(model, params, source, max_len=7, search=search, rules=rules._replace(**values))
+        if "limit" in values:
+            assert (found.length.reshape(3, -1).max(axis=1) <= np.asarray(values["limit"])).all()
+    for search, rules in others:
+        generate(model, params, source, max_len=7, search=search, rules=rules)
+    generate(Toy(model.config), params, source, max_len=7, search=search, rules=rules)
+    assert facade._generate._cache_size() == size
 
 
 def big_cache_search(beams: int):
@@ -337,9 +380,7 @@ def big_cache_search(beams: int):
 
     def search():
         cache = {"history": jnp.zeros((beams, max_len, width)), "index": jnp.int32(0)}
-        if beams == 1:
-            return greedy(decode, None, cache, 1, max_len)
-        return beam_search(decode, None, cache, 1, max_len, beams=beams)
+        return (Greedy() if beams == 1 else Beam(beams))(decode, None, cache, 1, max_len)
 
     return jax.jit(search).lower().compile(), beams * max_len * width * 4
 
@@ -351,6 +392,59 @@ def test_the_cache_is_updated_in_place():
     assert compiled.memory_analysis().temp_size_in_bytes < 2.1 * size
 
 
+CACHE = {"d_model": 256, "d_ff": 32, "num_heads": 4, "num_layers": 1}  # one layer: two buffers that are all of the cache
+
+
+def transformer_search(beams: int, batch: int, source: int, max_len: int, **sizes):
+    """The lowered search, with decoder and memory as its arguments, of a Transformer; and the memory."""
+    model = transformer.TransformerConfig(32, 32, dropout=0.0, **sizes).build()
+    tokens = core.Tokens(np.full((batch, source), 5), np.ones((batch, source), bool))
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    memory = jax.eval_shape(lambda p: model.apply({"params": p}, tokens, method="encode"), params)
+
+    def search(params, memory):
+        def decode(tokens_RN, memory, cache):
+            return model.apply({"params": params}, tokens_RN, memory, cache, method="decode")
+
+        cache = model.apply({"params": params}, memory, max_len, beams, method="init_cache")
+        return (Greedy() if beams == 1 else Beam(beams))(decode, memory, cache, batch, max_len)
+
+    return jax.jit(search).lower(params, memory), memory
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_transformers_cache_is_written_where_it_is_and_never_moved(beams):
+    """Nothing as large as one buffer is made, but by what writes a step into it; and nothing waits beside the cache."""
+    max_len = 8192 // beams
+    compiled = transformer_search(beams, 1, 8, max_len, **CACHE)[0].compile()
+    size = 2 * 4 * beams * max_len * CACHE["d_model"]
+    assert size <= compiled.memory_analysis().temp_size_in_bytes < 1.2 * size
+    made = re.findall(r"= f32\[([\d,]+)\]\S* ([\w-]+)\((.*)", compiled.as_text())
+    whole = [(op, rest) for dims, op, rest in made if math.prod(map(int, dims.split(","))) >= size // 8]
+    assert {op for op, _ in whole} <= {
+        "parameter",
+        "get-tuple-element",
+        "dynamic-update-slice",
+        "broadcast",
+        "bitcast",
+        "fusion",
+    }
+    assert sum(op == "dynamic-update-slice" for op, _ in whole) == 2
+    assert all("dynamic-update-slice" in rest or "broadcast" in rest for op, rest in whole if op == "fusion")
+
+
+def test_the_memory_is_not_repeated_for_the_beams():
+    """Nothing as long as the source is larger than the keys of one layer, in the program as written and as compiled."""
+    B, H, S, K, W = 3, 2, 77, 16, 4
+    lowered, memory = transformer_search(W, B, S, 8, d_model=H * K, d_ff=32, num_heads=H, num_layers=2)
+    assert memory.keys[0].key.shape == (B, H, K, S)
+    for text in (lowered.as_text(), lowered.compile().as_text()):
+        shapes = [tuple(map(int, re.findall(r"\d+", dims))) for dims in re.findall(r"(?<=[\[<])\d+(?:[x,]\d+)*(?=[\]x])", text)]
+        sizes = {math.prod(shape) for shape in shapes if S in shape}
+        assert B * H * K * S in sizes, "the keys were not found: the test has no power"
+        assert max(sizes) == B * H * K * S
+
+
 def test_memory_is_never_copied_per_beam_and_the_cache_follows_its_beams():
     model, params, source = toy(0)
     seen = []
@@ -360,54 +454,61 @@ def test_memory_is_never_copied_per_beam_and_the_cache_follows_its_beams():
         return model.apply({"params": params}, tokens_RN, memory, cache, method="decode")
 
     memory = jax.tree.map(jnp.asarray, model.apply({"params": params}, source, method="encode"))
-    jax.jit(lambda: beam_search(decode, memory, model.init_cache(memory, 5, 4), 3, 5, beams=4)).lower()
+    jax.jit(lambda: Beam(4)(decode, memory, model.init_cache(memory, 5, 4), 3, 5)).lower()
     assert set(seen) == {((12, 1), (3, 5, WIDTH), (12, WIDTH))}
     cache = {"rows": jnp.arange(6), "index": jnp.int32(9), "wide": jnp.arange(12).reshape(6, 2)}
-    moved = beam.reorder(cache, jnp.array([[2, 0, 0], [1, 1, 2]]))
+    cache["stays"] = core.AppendOnly({"buffer": jnp.arange(6), "by_sentence": jnp.arange(2)})
+    moved = reorder(cache, jnp.array([[2, 0, 0], [1, 1, 2]]))
     assert moved["rows"].tolist() == [2, 0, 0, 4, 4, 5]
     assert moved["wide"][:, 0].tolist() == [4, 0, 0, 8, 8, 10]
     assert moved["index"] == 9
+    assert [x.tolist() for x in jax.tree.leaves(moved["stays"])] == [[0, 1, 2, 3, 4, 5], [0, 1]]
+    assert reorder(cache, jnp.zeros((6, 1), jnp.int32)) is cache
 
 
 # --- the edges ----------------------------------------------------------------------------------------------------------------
 
-SEARCHES = pytest.mark.parametrize("beams", [0, 1, 3])  # 0: greedy
 
-
-@SEARCHES
-def test_padding_and_start_are_never_generated(beams):
-    out = play(table({PAD: 9.0, BOS: 8.0, 3: 1.0, 4: 0.0}, {PAD: 9.0, BOS: 8.0, EOS: 1.0, 4: 0.0}), beams)
+@ALL_SEARCHES
+def test_padding_and_start_are_never_generated(kind):
+    rows = [{PAD: 9.0, BOS: 8.0, 3: 1.0, 4: 0.0}, {PAD: 9.0, BOS: 8.0, EOS: 1.0, 4: 0.0}]
+    if kind == "sample":
+        rows = [{**logits, 4: -np.inf} for logits in rows]
+    out = play(table(*rows), search_of(kind))
     assert out.ids.tolist() == [[3, EOS]]
-    np.testing.assert_allclose(out.log_probs[0, 0], 1 - np.logaddexp.reduce([9, 8, 1, 0]), rtol=1e-5)
+    others = [9, 8, 1] if kind == "sample" else [9, 8, 1, 0]
+    np.testing.assert_allclose(out.log_probs[0, 0], 1 - np.logaddexp.reduce(others), rtol=1e-5)
 
 
 @SEARCHES
-def test_the_lowest_id_wins_a_tie(beams):
+def test_the_lowest_id_wins_a_tie(kind):
     flat = {3: 1.0, 4: 1.0, 5: 1.0, EOS: -9.0}
-    assert play(table(flat, flat, flat), beams, alpha=0.0).ids.tolist() == [[3, 3, 3]]
+    assert play(table(flat, flat, flat), search_of(kind, 0.0)).ids.tolist() == [[3, 3, 3]]
     zeros = {3: 0.0, 4: -0.0, 5: 0.0, EOS: -0.0}
-    assert play(table({**zeros, 3: -0.0, EOS: -9.0}), beams).ids.tolist() == [[3]]
-    assert play(table(zeros, zeros), beams, alpha=0.0).ids.tolist() == [[EOS, PAD]]
+    assert play(table({**zeros, 3: -0.0, EOS: -9.0}), search_of(kind)).ids.tolist() == [[3]]
+    assert play(table(zeros, zeros), search_of(kind, 0.0)).ids.tolist() == [[EOS, PAD]]
 
 
 def test_ties_among_hypotheses_go_to_the_better_ranked_beam_and_the_lower_id():
     flat = {3: 0.0, 4: 0.0, 5: 0.0}
-    out = play(table(flat, flat), 4, n_best=4, alpha=0.0)
+    out = play(table(flat, flat), beam(4, 0.0, n_best=4))
     assert out.ids[0].tolist() == [[3, 3], [3, 4], [3, 5], [4, 3]]
 
 
-@SEARCHES
-def test_one_possible_token_is_taken(beams):
-    out = play(table({4: -1e30}, {3: 1e30}, {EOS: 0.0}, {}), beams)
+@ALL_SEARCHES
+def test_one_possible_token_is_taken(kind):
+    out = play(table({4: -1e30}, {3: 1e30}, {EOS: 0.0}, {}), search_of(kind))
     assert out.ids.tolist() == [[4, 3, EOS, PAD]]
     assert out.score == 0
 
 
 def test_where_no_token_is_possible_the_score_is_minus_infinity():
-    out = play(table({3: 0.0}, {}, {3: 0.0}))
-    assert out.ids.tolist() == [[3, EOS, PAD]]
-    assert out.log_probs.tolist() == [[0.0, -np.inf, 0.0]]
-    out = play(table({3: 0.0}, {}, {3: 0.0}), 2, n_best=2)
+    for kind in ("greedy", "sample"):
+        out = play(table({3: 0.0}, {}, {3: 0.0}), search_of(kind))
+        assert out.ids.tolist() == [[3, EOS, PAD]]
+        assert out.log_probs.tolist() == [[0.0, -np.inf, 0.0]]
+        assert out.score.tolist() == [-np.inf]
+    out = play(table({3: 0.0}, {}, {3: 0.0}), beam(2, n_best=2))
     assert out.ids.tolist() == [[[PAD] * 3] * 2]
     assert out.score.tolist() == [[-np.inf] * 2]
     assert out.length.tolist() == [[0, 0]]
@@ -415,65 +516,98 @@ def test_where_no_token_is_possible_the_score_is_minus_infinity():
 
 
 @SEARCHES
-def test_nan_never_wins_and_infinity_does(beams):
-    out = play(table({3: np.nan, 4: 0.0, 5: np.nan}, {3: np.inf, 4: 0.0}, {3: np.nan, EOS: 1.0}), beams)
+def test_nan_never_wins_and_infinity_does(kind):
+    out = play(table({3: np.nan, 4: 0.0, 5: np.nan}, {3: np.inf, 4: 0.0}, {3: np.nan, EOS: 1.0}), search_of(kind))
     assert out.ids.tolist() == [[4, 3, EOS]]
     assert out.log_probs.tolist() == [[0.0, 0.0, 0.0]]
 
 
 @SEARCHES
-def test_minimum_and_limit(beams):
-    rows = np.repeat(table(*[{EOS: 3.0, 3: 1.0, 4: 0.0}] * 6), 4, axis=0)
-    out = play(rows, beams, min_len=3, limit_B=np.array([6, 3, 2, 0]), alpha=0.0)
+def test_minimum_and_limit(kind):
+    rows, search = np.repeat(table(*[{EOS: 3.0, 3: 1.0, 4: 0.0}] * 6), 4, axis=0), search_of(kind, 0.0)
+    out = play(rows, search, min_len=3, limit=np.array([6, 3, 2, 0]))
     assert out.length.tolist() == [3, 3, 2, 0]
     assert out.ids[:, :3].tolist() == [[3, 3, EOS], [3, 3, EOS], [3, 3, PAD], [PAD] * 3]
     assert out.score[3] == 0
-    assert play(rows, beams, min_len=np.array([1, 2, 3, 4]), alpha=0.0).length.tolist() == [1, 2, 3, 4]
-    assert play(rows, beams, limit_B=np.array([-1, 99, 1, 6]), alpha=0.0).length.tolist() == [0, 1, 1, 1]
+    assert play(rows, search, min_len=np.array([1, 2, 3, 4])).length.tolist() == [1, 2, 3, 4]
+    assert play(rows, search, limit=np.array([-1, 99, 1, 6])).length.tolist() == [0, 1, 1, 1]
 
 
-@SEARCHES
-def test_what_never_ends_is_cut(beams):
-    out = play(table(*[{3: 1.0, 4: 0.0}] * 7), beams)
+@ALL_SEARCHES
+def test_a_batch_without_room_takes_no_step(kind):
+    out = play(np.repeat(table({3: 0.0}, {EOS: 0.0}), 2, axis=0), search_of(kind), limit=0)
+    assert out.ids.tolist() == [[PAD, PAD]] * 2
+    assert (out.score.tolist(), out.length.tolist(), int(out.steps)) == ([0.0, 0.0], [0, 0], 0)
+
+
+@ALL_SEARCHES
+def test_what_never_ends_is_cut(kind):
+    rows = [{3: 1.0} if kind == "sample" else {3: 1.0, 4: 0.0}] * 7
+    out = play(table(*rows), search_of(kind))
     assert out.ids.tolist() == [[3] * 7]
     assert (out.length, out.steps) == (7, 7)
     assert np.isfinite(out.score).all()
 
 
-@SEARCHES
-def test_one_token(beams):
-    assert play(table({3: 1.0, EOS: 0.0}), beams).ids.tolist() == [[3]]
-    assert play(table({3: 0.0, EOS: 1.0}), beams).ids.tolist() == [[EOS]]
+@ALL_SEARCHES
+def test_what_ends_at_once_takes_one_step(kind):
+    out = play(table({EOS: 0.0}, *[{3: 0.0}] * 6), search_of(kind))
+    assert out.ids.tolist() == [[EOS, *[PAD] * 6]]
+    assert (out.length, out.steps, out.score) == (1, 1, 0)
+
+
+@ALL_SEARCHES
+def test_one_token(kind):
+    other = -np.inf if kind == "sample" else 0.0
+    assert play(table({3: 1.0, EOS: other}), search_of(kind)).ids.tolist() == [[3]]
+    assert play(table({3: other, EOS: 1.0}), search_of(kind)).ids.tolist() == [[EOS]]
+    model, params, source = toy(0)
+    assert generate(model, params, source, max_len=1, search=search_of(kind)).ids.shape == (3, 1)
 
 
 def test_more_beams_than_there_are_hypotheses():
-    out = play(table({EOS: 0.0, 3: 1.0}, {EOS: 0.0, 3: 1.0}, vocab=4), 9, n_best=9, alpha=0.0)
+    out = play(table({EOS: 0.0, 3: 1.0}, {EOS: 0.0, 3: 1.0}, vocab=4), beam(9, 0.0, n_best=9))
     assert np.isfinite(out.score[0]).tolist() == [True] * 3 + [False] * 6
     assert out.ids[0].tolist() == [[3, 3], [EOS, PAD], [3, EOS]] + [[PAD, PAD]] * 6
 
 
-@SEARCHES
-def test_a_vocabulary_may_start_with_the_end_token(beams):
-    decode_table = table({0: 5.0, 1: 1.0, 2: 0.0}, {0: 5.0, 2: 9.0})
-    assert play(decode_table, beams, start_id=2, end_id=2, pad_id=1, min_len=2).ids.tolist() == [[0, 2]]
+@ALL_SEARCHES
+def test_a_vocabulary_may_start_with_the_end_token(kind):
+    rows = table({0: 5.0, 1: 1.0, 2: 0.0}, {0: -np.inf if kind == "sample" else 5.0, 2: 9.0})
+    assert play(rows, search_of(kind), start_id=2, end_id=2, pad_id=1, min_len=2).ids.tolist() == [[0, 2]]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_source_of_padding_is_finite(beams):
+@pytest.mark.parametrize("length", [0, 5])
+@ALL_SEARCHES
+def test_a_source_of_padding_is_finite(kind, length):
+    """A row of nothing but padding, and a batch without any column: the other rows never notice."""
     model, params, source = toy(3)
-    source = core.Tokens(source.ids, source.mask & np.array([[True], [False], [True]]))
-    out = generate(model, params, source, max_len=6, beams=beams)
+    mask = source.mask & np.array([[True], [False], [True]])
+    part = core.Tokens(source.ids[:, :length], mask[:, :length])
+    out = generate(model, params, part, max_len=6, search=search_of(kind))
     assert all(np.isfinite(x).all() for x in (out.log_probs, out.score))
-    assert np.isfinite(score(model, params, source, core.pad_tokens([[3, 2], [4], []]))[0]).all()
+    assert (out.length >= 1).all()
+    assert np.isfinite(score(model, params, source._replace(mask=mask), core.pad_tokens([[3, 2], [4], []]))[0]).all()
+    if length:
+        whole = generate(model, params, source, max_len=6, search=search_of(kind))
+        np.testing.assert_array_equal(out.ids[[0, 2]], whole.ids[[0, 2]])
 
 
 @SEARCHES
-def test_scores_are_float32_whatever_the_logits(beams):
+def test_scores_are_float32_whatever_the_logits(kind):
     table_BTV = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 700), scale=0.1), jnp.bfloat16)
-    out = play(np.asarray(table_BTV), beams, min_len=8, alpha=0.0)
+    out = play(np.asarray(table_BTV), search_of(kind, 0.0), min_len=8)
     assert out.score.dtype == out.log_probs.dtype == jnp.float32
     logits_TV = np.asarray(table_BTV[0], np.float64)
     log_probs_TV = logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(out.log_probs[0], log_probs_TV[np.arange(8), out.ids[0]], rtol=1e-6)
+
+
+def test_samples_are_scored_in_float32_whatever_the_logits():
+    table_BTV = np.random.default_rng(0).normal(size=(1, 8, 700), scale=0.1).astype(jnp.bfloat16)
+    out = play(table_BTV, Sample(jax.random.key(3), 0.9, top_p=0.9), min_len=8, bias=np.zeros(700), repetition=1.1)
+    assert out.score.dtype == out.log_probs.dtype == jnp.float32
+    log_probs_TV = np.asarray(jax.nn.log_softmax(table_BTV[0].astype(np.float32)))
     np.testing.assert_allclose(out.log_probs[0], log_probs_TV[np.arange(8), out.ids[0]], rtol=1e-6)
 
 
@@ -485,20 +619,20 @@ def test_forced_scores_are_float32_whatever_the_logits():
     np.testing.assert_allclose(sums_B, score(toy(2)[0], params, source, target)[0], rtol=2e-2)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_attention_belongs_to_the_best_hypothesis(beams):
+@ALL_SEARCHES
+def test_attention_belongs_to_the_best_hypothesis(kind):
     model, params, source = toy(4)
-    out = generate(model, params, source, max_len=6, beams=beams, attention=True)
-    plain = generate(model, params, source, max_len=6, beams=beams)
+    out = generate(model, params, source, max_len=6, search=search_of(kind), attention=True)
+    plain = generate(model, params, source, max_len=6, search=search_of(kind))
     assert plain.attention == {}
     assert np.array_equal(plain.ids, out.ids)
-    forced = model.apply({"params": params}, source, core.Tokens(out.ids, None), attention=True).attention
+    attention = model.apply({"params": params}, source, core.Tokens(out.ids, None), attention=True).attention
     real_BT = np.arange(6) < np.asarray(out.length)[:, None]
     assert list(out.attention) == ["layer/cross"]
     weights_BHTS = np.asarray(out.attention["layer/cross"])
     assert weights_BHTS.shape == (3, 1, 6, 5)
     np.testing.assert_allclose(weights_BHTS.sum(axis=3)[:, 0], real_BT, rtol=1e-5)
-    np.testing.assert_allclose(weights_BHTS, np.asarray(forced["layer/cross"]) * real_BT[:, None, :, None], rtol=1e-5)
+    np.testing.assert_allclose(weights_BHTS, np.asarray(attention["layer/cross"]) * real_BT[:, None, :, None], rtol=1e-5)
 
 
 def test_scoring_ignores_what_the_mask_hides():
@@ -506,26 +640,47 @@ def test_scoring_ignores_what_the_mask_hides():
     target = core.pad_tokens([[3, 4, 2], [2], []])
     sums_B, log_probs_BT = score(model, params, source, target)
     np.testing.assert_allclose(sums_B, np.sum(log_probs_BT, axis=1), rtol=1e-6)
-    expected = [
-        sum(oracle[ids[:t]][ids[t]] for t in range(len(ids)))
-        for oracle, ids in zip(oracles(params, source), [(3, 4, 2), (2,), ()])
-    ]
+    expected = [path_sum(oracle, ids) for oracle, ids in zip(oracles(params, source), [(3, 4, 2), (2,), ()])]
     np.testing.assert_allclose(sums_B, expected, rtol=1e-5)
+
+
+def test_a_learned_position_table_is_no_shorter_for_the_buckets():
+    """A source and a limit that fit the model fit it still once they are filled up to their buckets."""
+    sizes = {"d_model": 8, "d_ff": 8, "num_heads": 2, "num_layers": 1, "dropout": 0.0}
+    model = transformer.TransformerConfig(9, 9, positions="learned", max_len=10, **sizes).build()
+    source, target = model.config.example(3, 10, 10)
+    params = jax.jit(model.init)(jax.random.key(0), source, target)["params"]
+    for kind in ("greedy", 2):
+        assert generate(model, params, source, max_len=10, search=search_of(kind)).ids.shape == (3, 10)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"max_len": 0}, "max_len is 0"),
-        ({"max_len": 5, "beams": 0}, "beams is 0"),
-        ({"max_len": 5, "beams": 2, "n_best": 3}, "1 to 2"),
-        ({"max_len": 5, "beams": 2, "n_best": 0}, "n_best is 0"),
+        ({"search": beam(0)}, "beams is 0"),
+        ({"search": beam(2, n_best=3)}, "1 to 2"),
+        ({"search": beam(2, n_best=0)}, "n_best is 0"),
+        ({"search": beam(3, groups=2)}, "groups is 2"),
+        ({"search": beam(3, groups=0)}, "groups is 0"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):
     model, params, source = toy(0)
     with pytest.raises(core.UserError, match=message):
-        generate(model, params, source, **options)
+        generate(model, params, source, **{"max_len": 5, **options})
+    if "search" in options:
+        with pytest.raises(core.UserError, match=message):
+            options["search"](None, None, None, 3, 5)
+
+
+def test_coverage_needs_a_mask_and_attention():
+    with pytest.raises(core.UserError, match="coverage needs source_mask"):
+        beam(2, coverage=0.1)(None, None, None, 3, 5)
+    with pytest.raises(core.UserError, match="cross-attention"):
+        play(table({3: 0.0}), beam(2, coverage=0.1, source_mask=np.ones((1, 2), bool)))
+    with pytest.raises(core.UserError, match="early_stopping is 'sometimes'"):
+        penalty.gnmt(0.6, "sometimes")
 
 
 # --- selection ----------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
 def field_notes(cls: type) -> dict[str, str]:
     """What a dataclass's docstring says of each attribute, each on a line of its own."""
     lines = (line.strip().partition(": ") for line in cls.__doc__.splitlines())
-    return {name: note for name, _, note in lines if note}
+    return {name: note.replace("``", "") for name, _, note in lines if note}
 
 
 def print_table(options: argparse.Namespace) -> None:

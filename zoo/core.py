@@ -62,7 +62,7 @@ class AppendOnly(NamedTuple):
     leaf beside them instead, which names the row that holds each position of a hypothesis; the search reorders that leaf alone.
 
     Attributes:
-      buffers: any pytree; axis 0 is the batch of sentences, or of rows.
+      buffers: any pytree; axis 0 runs over the sentences or rows, and may be folded together with others.
     """
 
     buffers: PyTree

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -174,10 +174,10 @@ class Predictor:
         for token in tokens:
             ids.append(token)
             now = self.target_tokenizer.decode(ids)
-            common = os.path.commonprefix([before, now])
-            if len(common) > len(said) and common.startswith(said):
-                yield common[len(said) :]
-                said = common
+            agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
+            if agreed > len(said):
+                yield now[len(said) : agreed]
+                said = now[:agreed]
             before = now
         if len(before) > len(said):
             yield before[len(said) :]

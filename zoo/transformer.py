@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
 from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, causal_mask, write
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, by_position, causal_mask, write
 from zoo.nn.position import sinusoidal
 
 TASK = "translation and any text to text"
@@ -162,7 +162,8 @@ class DecoderLayer(nn.Module):
             keys = self.attention.project(x_RTD)
             if cache is not None:
                 keys = cache = write(cache, keys, index)
-            x_RTD, weights["self"] = self.attention(x_RTD, keys, mask)
+            x_RTD, weights_RHTS = self.attention(x_RTD, keys, mask)
+            weights["self"] = by_position(weights_RHTS, mask.shape[2] // x_RTD.shape[1])
             return x_RTD
 
         def attend_source(x_RTD):
@@ -240,7 +241,7 @@ class Transformer(Seq2Seq):
         table = self.embedding if c.share_embeddings == "all" else getattr(self, f"{side}_embedding")
         x_BND = table(ids_BN) * c.d_model**0.5
         if c.positions == "sinusoidal":
-            x_BND = x_BND + sinusoidal(position_BN, c.d_model)
+            x_BND = x_BND + sinusoidal(position_BN, c.d_model).astype(x_BND.dtype)
         else:
             x_BND = x_BND + getattr(self, f"{side}_positions")(position_BN)
         return self.drop(x_BND, deterministic=not train)

@@ -170,7 +170,8 @@ class Beam:
         rank_1C = jnp.arange(chosen.token_BC.shape[1])[None]
         in_beam_GC = rank_1C < state.open_G[:, None]
         ends_GC = rules.ends(chosen.token_BC, grown.ids_BNT, state.step) & (length > prefix_G[:, None])
-        cut_GC = (length >= limit_G)[:, None] & (in_beam_GC | (stop == penalties.EXACT))
+        would_live_GC = jnp.cumsum(~ends_GC, axis=1) <= W
+        cut_GC = (length >= limit_G)[:, None] & (in_beam_GC | (stop == penalties.EXACT) & would_live_GC)
         closes_GC = jnp.where(ends_GC, in_beam_GC, cut_GC) & ~state.done_G[:, None] & (chosen.total_BC > -jnp.inf)
         kept_G1 = jnp.sum(state.bank.score_BN > -jnp.inf, axis=1, keepdims=True)
         first_come_GC = kept_G1 + jnp.cumsum(closes_GC, axis=1) <= W

@@ -2,9 +2,9 @@
 
 Two ways to make one distribution of M models' p_i with weights w_i that sum to 1:
 
-    "average"      p = sum_i w_i p_i            a mixture: likely is what one model finds likely (fairseq's ensembles)
-    "log-average"  p ~ prod_i p_i ** w_i        a product of experts (Hinton 2002, equation 1): likely is what no model rules out
-                                                (Marian's and OpenNMT's ensembles, which do not normalise it again)
+    "average"      p = sum_i w_i p_i        a mixture: likely is what one model finds likely (fairseq's ensembles)
+    "log-average"  p ~ prod_i p_i ** w_i    a product of experts (Hinton 2002, equation 1): likely is what no model rules out
+                                            (Marian's ensembles, which do not normalise it again)
 
 Sutskever et al. 2014 (arXiv:1409.3215, table 1) gain most of their result in this way.
 """
@@ -58,9 +58,7 @@ class Ensemble:
         if self.how not in HOW:
             raise core.UserError(f"how is {self.how!r}: choose {' or '.join(map(repr, HOW))}")
         if self.weights is not None and (len(self.weights) != len(sizes) or not all(0 < w < math.inf for w in self.weights)):
-            raise core.UserError(
-                f"weights is {self.weights}: give one number above 0 for each of the {len(sizes)} models, or None"
-            )
+            raise core.UserError(f"weights is {self.weights}: give each of the {len(sizes)} models a number above 0, or None")
         # jit takes the ensemble by its hash: lists would not do.
         object.__setattr__(self, "models", tuple(self.models))
         object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
@@ -82,9 +80,7 @@ class Ensemble:
             raise core.UserError(f"params is {what}: give a tuple with the parameters of each of the {len(self.models)} models")
         methods = {None: self._call, "encode": self._encode, "init_cache": self._init_cache, "decode": self._decode}
         if method not in methods:
-            raise core.UserError(
-                f"method is {method!r}: an ensemble has {', '.join(name for name in methods if name)} and None"
-            )
+            raise core.UserError(f"method is {method!r}: an ensemble has {', '.join(filter(None, methods))} and None")
         return methods[method](params, *args, **kw)
 
     def _call(self, params, source, target, **kw) -> core.Outputs:
@@ -111,9 +107,7 @@ class Ensemble:
         if not isinstance(source, list):  # ``core.Tokens`` is a tuple: a list is what no source of one model is
             return [source] * len(self.models)
         if len(source) != len(self.models):
-            raise core.UserError(
-                f"there are {len(source)} sources for {len(self.models)} models: give each one, or one for all"
-            )
+            raise core.UserError(f"there are {len(source)} sources for {len(self.models)} models: give each one, or all one")
         return source
 
     def _vote(self, outputs) -> core.Outputs:

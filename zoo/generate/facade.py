@@ -112,15 +112,22 @@ def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
 def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
     """The first rows and tokens of a result, on the host, its attention as long as the source."""
     found = jax.device_get(found)
-    S = source.ids.shape[1] if isinstance(source, core.Tokens) else None
     return result.Generated(
         ids=found.ids[:batch, ..., :max_len],
         log_probs=found.log_probs[:batch, ..., :max_len],
         score=found.score[:batch],
         length=found.length[:batch],
         steps=found.steps,
-        attention={name: x[:batch, :, :max_len, :S] for name, x in found.attention.items()},
+        attention={name: x[:batch, :, :max_len, : _source_len(source, name)] for name, x in found.attention.items()},
     )
+
+
+def _source_len(source: core.PyTree, name: str) -> int | None:
+    """How long the source is that the attention of this name looks at; None where it is not made of tokens."""
+    number = name.partition("/")[0]
+    if isinstance(source, list) and number.isdigit():  # a source for each model of an ``Ensemble``
+        source = source[int(number)]
+    return source.ids.shape[1] if _is_tokens(source) else None
 
 
 def _movable(source: core.PyTree) -> bool:

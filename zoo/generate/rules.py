@@ -174,8 +174,7 @@ class Rules(NamedTuple):
         row = lambda x, fill: pad(np.broadcast_to(np.asarray(x, np.int32), (batch,)), fill)  # noqa: E731
         number = lambda x: None if x is None else np.float32(x)  # noqa: E731
         limit, prefix, bias = self.limit, self.prefix, self.bias
-        if rows > batch or limit is not None:
-            limit = row(np.iinfo(np.int32).max if limit is None else limit, 0)
+        limit = row(np.iinfo(np.int32).max if limit is None else limit, 0)
         if prefix is not None:
             ids, mask = np.asarray(prefix.ids, np.int32), np.asarray(prefix.mask, bool)
             more = (1 << max(ids.shape[1] - 1, 0).bit_length()) - ids.shape[1]

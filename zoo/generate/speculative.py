@@ -1,12 +1,12 @@
 """Speculative decoding: a small model guesses several tokens ahead, the large one reads them all in one call.
 
-Leviathan et al. 2023 (arXiv:2211.17192, algorithm 1) and Chen et al. 2023 (arXiv:2302.01318, algorithm 2), with the greedy choice
-for the distribution: a guess is kept where it is the very token that the large model, the target, would have chosen, so that the
+Leviathan et al. 2023 (arXiv:2211.17192, algorithm 1) and Chen et al. 2023 (arXiv:2302.01318, algorithm 2), with the greedy
+choice for the distribution: a guess is kept where it is the very token that the large model, the target, chooses, so that the
 result is the target's own greedy search. Each round keeps the guesses up to the first wrong one and puts the target's token in
 its place, or adds that token where all were right: 1 to ``draft_len`` + 1 tokens for one call of the target.
 
-Batches. Rows go on in lockstep, by the fewest tokens that any row that has not ended can keep: a cache counts positions once for
-all rows. Expect the most of one sentence, and little of many.
+Batches. Rows go on in lockstep, by the fewest tokens that any row that has not ended can keep: a cache counts positions once
+for all rows. Expect the most of one sentence, and little of many.
 
 Caches. What a round read too much is taken back. A cache that is ``core.AppendOnly`` but for counters only needs them set back:
 what stands behind is written over (Transformer). A state cannot be unread: there the target reads the guesses one by one and
@@ -50,8 +50,8 @@ def speculative(
 ) -> result.Generated:
     """``generate(model, params, source, search=Greedy())`` with the help of another model, compiled as one program.
 
-    The same tokens but for rounding: a call with several tokens may break a tie that one token a call would not. Buckets are
-    ``generate``'s. The caches hold ``max_len`` (its bucket) and ``draft_len`` positions, for which learned positions must suffice.
+    The same tokens but for rounding: a call with several tokens may tell two nearly equal logits apart in another way. Buckets
+    are ``generate``'s. The caches hold the bucket of ``max_len`` and ``draft_len`` positions: as many must be learned, if any.
 
     Args:
       model: the target: any model of the contract, or an ``Ensemble`` of them.
@@ -64,8 +64,8 @@ def speculative(
       rules: what may be generated; they hold for the guesses too.
 
     Returns:
-      The target's tokens and log-probabilities, see ``Generated``; ``steps`` counts the rounds, in each of which the target reads
-      ``draft_len`` + 1 tokens.
+      The target's tokens and log-probabilities, see ``Generated``; ``steps`` counts the rounds, in each of which the target
+      reads ``draft_len`` + 1 tokens.
 
     Raises:
       UserError: the target vocabularies differ, ``draft_len`` or ``max_len`` is below 1, or a rule cannot be meant.
@@ -73,7 +73,7 @@ def speculative(
     sizes = model.config.target_vocab_size, draft.config.target_vocab_size
     if sizes[0] != sizes[1]:
         raise core.UserError(
-            f"model and draft have target vocabularies of {sizes[0]} and {sizes[1]} entries: they must share one"
+            f"model and draft have target vocabularies of {sizes[0]} and {sizes[1]} entries: they need the same"
         )
     if draft_len < 1:
         raise core.UserError(f"draft_len is {draft_len}: the draft guesses at least 1 token a round; generate needs no draft")
@@ -159,9 +159,7 @@ def accept(state: single.State, logits_RNV: jax.Array, guesses_RN: jax.Array, ru
         number = state.step - start
         logits_RV = lax.dynamic_index_in_dim(logits_RNV, number, axis=1, keepdims=False)
         state = single.advance(state, select.clean(logits_RV), None, rules, choose)
-        guess_R = lax.dynamic_index_in_dim(
-            guesses_RN, number, axis=1, keepdims=False
-        )  # after the last: any, it goes no further
+        guess_R = lax.dynamic_index_in_dim(guesses_RN, number, axis=1, keepdims=False)  # any after the last: it goes no further
         right = jnp.all(state.done_R | (state.last_R == guess_R)) & jnp.any(~state.done_R)
         return state, right & (number < guesses_RN.shape[1])
 
@@ -174,7 +172,7 @@ def only_counts(cache: core.PyTree) -> bool:
 
 
 def rewind(cache: core.PyTree, count: jax.Array) -> core.PyTree:
-    """A cache of which ``only_counts`` is true, as it was ``count`` tokens ago: what stands behind is not read and written over."""
+    """A cache of which ``only_counts`` is true, as it was ``count`` tokens ago: what stands behind is written over unread."""
     return _map(lambda leaf: leaf - count, cache)
 
 

@@ -41,8 +41,8 @@ def stream(
 ) -> Iterator[Step]:
     """Generate as ``generate`` does with the same arguments, but hand over each token as it is made.
 
-    Two programs are compiled for each of ``generate``'s buckets: one encodes, one makes a token and keeps the cache where it is.
-    The device is always one token ahead of the reader; who stops reading loses that one. Encoding starts at once.
+    Two programs are compiled for each of ``generate``'s buckets: one encodes, the other makes a token and updates the cache in
+    place. The device is always one token ahead of the reader; who stops reading loses that one. Encoding starts at once.
 
     Args:
       model: any model of the contract, or an ``Ensemble`` of them.
@@ -66,7 +66,7 @@ def stream(
     rows, length = facade.bucket(batch, 1), facade.bucket(max_len, facade.SHORTEST)
     source, search = facade.pad_source(source, rows), search.canonical(batch, rows)
     rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len)).canonical(batch, rows)
-    state, memory, rules, done_R = _start(model, params, source, search, rules, max_len=length)
+    state, memory, search, rules, done_R = _start(model, params, source, search, rules, max_len=length)
     make = functools.partial(_step, model, params, memory, search, rules)
     return _read(make, state, done_R, max_len, batch * search.rows)
 
@@ -90,7 +90,7 @@ def _start(model, params, source, search, rules, *, max_len):
     _, memory, cache = facade.bind(model, params, source, max_len, search.rows)
     batch = jax.tree.leaves(source)[0].shape[0]
     state = single.begin(cache, batch * search.rows, max_len, rules, batch)
-    return state, memory, rules, state.done_R
+    return state, memory, search, rules, state.done_R
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")

@@ -37,28 +37,28 @@ def dot_product_attention(
 
     Args:
       q_RHTK: queries; R = B, or W beams for each of the B sentences.
-      k_BHKS, v_BHSK: keys, transposed, and values.
+      k_BHKS, v_BHSK: keys, transposed, and values; B and H may be one axis already, as in a cache.
       mask: bool of rank 4, broadcastable to (B, H, W*T, S) with the queries of a beam side by side; True where one may look.
 
     Returns:
       The mixed values (R, H, T, K) and the weights (R, H, T, S), which are zero for a query that may look nowhere.
     """
-    (R, H, T, K), (B, S) = q_RHTK.shape, (k_BHKS.shape[0], k_BHKS.shape[3])
-    # The beams of a sentence stand side by side on the query axis: (B, H, W*T, K) against (B, H, K, S).
+    (R, H, T, K), S = q_RHTK.shape, k_BHKS.shape[-1]
+    k_GKS, v_GSK = k_BHKS.reshape(-1, K, S), v_BHSK.reshape(-1, S, K)  # G = B * H
+    B = k_GKS.shape[0] // H
+    # The beams of a sentence stand side by side on the query axis: (G, W*T, K) against (G, K, S).
     W = R // B
     if W != 1 and mask.shape[2] not in (1, W * T):
-        raise ValueError(
-            f"{W} beams of {T} queries share keys: the mask's third axis must be 1 or {W * T}, not {mask.shape[2]}"
-        )
-    q_BHQK = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(B, H, W * T, K)
-    scores_BHQS = jnp.einsum("bhqk,bhks->bhqs", q_BHQK, k_BHKS, preferred_element_type=jnp.float32)
-    weights_BHQS = masked_softmax(scores_BHQS * K**-0.5, mask)
-    mixed_BHQK = jnp.einsum("bhqs,bhsk->bhqk", weights_BHQS.astype(v_BHSK.dtype), v_BHSK)
+        raise ValueError(f"{W} beams of {T} queries share keys: the mask's axis 2 must be 1 or {W * T}, not {mask.shape[2]}")
+    q_GQK = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(B * H, W * T, K)
+    scores_GQS = jnp.einsum("gqk,gks->gqs", q_GQK, k_GKS, preferred_element_type=jnp.float32)
+    weights_BHQS = masked_softmax(scores_GQS.reshape(B, H, W * T, S) * K**-0.5, mask)
+    mixed_GQK = jnp.einsum("gqs,gsk->gqk", weights_BHQS.astype(v_GSK.dtype).reshape(B * H, W * T, S), v_GSK)
 
     def unfold(x, last):
         return x.reshape(B, H, W, T, last).swapaxes(1, 2).reshape(R, H, T, last)
 
-    return unfold(mixed_BHQK, K), unfold(weights_BHQS, S)
+    return unfold(mixed_GQK, K), unfold(weights_BHQS, S)
 
 
 def additive_scores(query_RA: jax.Array, key_BSA: jax.Array, v_A: jax.Array) -> jax.Array:
@@ -106,7 +106,7 @@ class DecoderCache(NamedTuple):
     """What a decoder of self-attention layers has read so far, N positions at most of W beams a sentence.
 
     Attributes:
-      layers: each layer's KeyValue; position n of beam w stands at n * W + w, where it was written.
+      layers: each layer's KeyValue, with B and H as one axis; position n of beam w stands at n * W + w, where it was written.
       beam_RN: (R, N) int32, the beam that holds each position of a row's past; None with one beam a sentence.
       index: () int32, how many positions are filled.
     """
@@ -118,17 +118,17 @@ class DecoderCache(NamedTuple):
     @classmethod
     def zeros(cls, layers: int, batch: int, beams: int, heads: int, length: int, width: int, dtype) -> DecoderCache:
         """An empty cache for ``layers`` layers of ``heads`` heads of ``width``, and at most ``length`` positions."""
-        key = jnp.zeros((batch, heads, width, length * beams), dtype)
-        buffers = tuple(KeyValue(key, key.swapaxes(2, 3)) for _ in range(layers))
+        key_GKS = jnp.zeros((batch * heads, width, length * beams), dtype)
+        buffers = tuple(KeyValue(key_GKS, key_GKS.swapaxes(1, 2)) for _ in range(layers))
         beam_RN = jnp.tile(jnp.arange(beams)[:, None], (batch, length)) if beams > 1 else None
         return cls(AppendOnly(buffers), beam_RN, jnp.zeros((), jnp.int32))
 
     def read(self, T: int) -> tuple[jax.Array | None, jax.Array]:
         """``beam_RN`` once T more tokens are written, and the mask (B, 1, W*T, N*W) with which they look at the past."""
-        rows = self.layers.buffers[0].value.shape[2]
+        slots = self.layers.buffers[0].value.shape[1]
         if self.beam_RN is None:
-            return None, causal_mask(T, rows, self.index)
-        (R, N), W = self.beam_RN.shape, rows // self.beam_RN.shape[1]
+            return None, causal_mask(T, slots, self.index)
+        (R, N), W = self.beam_RN.shape, slots // self.beam_RN.shape[1]
         own_R1 = jnp.arange(R)[:, None] % W
         beam_RN = jnp.where(jnp.arange(N)[None] >= self.index, own_R1, self.beam_RN)
         holds_RNW = beam_RN[:, :, None] == jnp.arange(W)[None, None]
@@ -137,16 +137,20 @@ class DecoderCache(NamedTuple):
 
 
 def write(cache: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """The cache with ``new``, of R rows and T positions, at positions index ... index + T-1: one slice, updated in place."""
-    B, W = cache.value.shape[0], new.value.shape[0] // cache.value.shape[0]
+    """A layer's cache with ``new``, (R, H, ...) of T tokens, at positions index ... index + T-1: one slice, in place."""
+    R, H, T, K = new.value.shape
+    B = cache.value.shape[0] // H
+    W = R // B
+    key_GKS = new.key.reshape(B, W, H, K, T).transpose(0, 2, 3, 4, 1).reshape(B * H, K, T * W)
+    value_GSK = new.value.reshape(B, W, H, T, K).transpose(0, 2, 3, 1, 4).reshape(B * H, T * W, K)
+    put = lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index * W, axis)  # noqa: E731
+    return KeyValue(put(cache.key, key_GKS, 2), put(cache.value, value_GSK, 1))
 
-    def put(old, x_RHXX, axis):
-        x = jnp.moveaxis(x_RHXX.reshape(B, W, *x_RHXX.shape[1:]), 1, axis + 1).reshape(
-            *old.shape[:axis], -1, *old.shape[axis + 1 :]
-        )
-        return jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index * W, axis)
 
-    return KeyValue(put(cache.key, new.key, 3), put(cache.value, new.value, 2))
+def by_position(weights_RHTS: jax.Array, beams: int) -> jax.Array:
+    """Weights over a cache of several beams, summed over the slots of each position: (R, H, T, N)."""
+    R, H, T, _ = weights_RHTS.shape
+    return weights_RHTS if beams == 1 else weights_RHTS.reshape(R, H, T, -1, beams).sum(axis=-1)
 
 
 class MultiHeadAttention(nn.Module):
