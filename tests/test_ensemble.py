@@ -11,7 +11,7 @@ import pytest
 from tinies import CONFIGS, SOURCE, VOCAB, tiny
 
 from zoo import core
-from zoo.core import BOS, EOS, PAD, UserError
+from zoo.core import BOS, PAD, UserError
 from zoo.generate import Beam, Greedy, Rules, Sample, facade, generate, penalty, score
 from zoo.generate.ensemble import Ensemble, log_probs
 
@@ -54,15 +54,16 @@ def at(log_probs_BTV: np.ndarray, ids_BT: np.ndarray, length_B: np.ndarray) -> n
     return np.where(real_BT, np.take_along_axis(log_probs_BTV, ids_BT[:, :, None], axis=2)[:, :, 0], 0)
 
 
-@pytest.mark.parametrize("how", ["log-average", "average"])
-@pytest.mark.parametrize("family", CONFIGS)
-def test_an_ensemble_of_one_is_the_model(family, how):
+@pytest.mark.parametrize(
+    ("family", "how", "search"),
+    [("sutskever", "log-average", Greedy()), ("luong", "average", Greedy()), ("transformer", "log-average", Beam(3))],
+)
+def test_an_ensemble_of_one_is_the_model(family, how, search):
     model, params = tiny(family)
-    for search in (Greedy(), Beam(3)):
-        alone = generate(model, params, SOURCE, max_len=MAX_LEN, search=search)
-        found = generate(Ensemble((model,), how), (params,), SOURCE, max_len=MAX_LEN, search=search)
-        np.testing.assert_array_equal(found.ids, alone.ids)
-        np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=1e-3, atol=1e-4)
+    alone = generate(model, params, SOURCE, max_len=MAX_LEN, search=search)
+    found = generate(Ensemble((model,), how), (params,), SOURCE, max_len=MAX_LEN, search=search)
+    np.testing.assert_array_equal(found.ids, alone.ids)
+    np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("how", "weights"), MODES)
@@ -84,7 +85,7 @@ def test_the_modes_and_the_weights_differ():
         assert all(np.abs(one - other).max() > 0.1 for other in means[:i])
 
 
-@pytest.mark.parametrize(("how", "weights"), MODES)
+@pytest.mark.parametrize(("how", "weights"), [("log-average", (1.0, 3.0)), ("average", None)])
 def test_beam_search_over_two_families_scores_as_they_do(how, weights):
     search = Beam(4, penalty.none(), n_best=3)
     found = generate(pair(how, weights), PARAMS, SOURCE, max_len=MAX_LEN, search=search)
@@ -93,8 +94,7 @@ def test_beam_search_over_two_families_scores_as_they_do(how, weights):
         np.testing.assert_allclose(log_probs_BT, expected_BT, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(score_B, expected_BT.sum(axis=1), rtol=1e-3, atol=1e-3)
     one = generate(pair(how, weights), PARAMS, SOURCE, max_len=MAX_LEN)
-    assert (found.score[:, 0] >= one.score - 1e-3).all()
-    assert (found.score[:, 0] > one.score + 1e-3).any()
+    assert (found.score[:, 0] > one.score + 1e-3).any()  # it found what greedy search did not
 
 
 def test_greedy_search_takes_what_the_mean_finds_most_probable():
@@ -122,21 +122,21 @@ def test_each_model_may_read_a_source_of_its_own():
     expected_BT = at(rescored("log-average", None, found.ids, (SOURCE, other), models), found.ids, found.length)
     np.testing.assert_allclose(found.log_probs, expected_BT, rtol=1e-3, atol=1e-3)
     shapes = {name: x.shape for name, x in found.attention.items()}
-    assert shapes == {"0/cross": (5, 1, 12, 9), "1/decoder_0/cross": (5, 4, 12, 17), "1/decoder_1/cross": (5, 4, 12, 17)}
+    assert shapes == {"0/cross": (5, 1, 12, 9), "1/decoder_0/cross": (5, 4, 12, 17)}
     total_B, _ = score(ensemble, params, [SOURCE, other], core.Tokens(found.ids, np.arange(MAX_LEN) < found.length[:, None]))
     np.testing.assert_allclose(total_B, found.score, rtol=1e-3, atol=1e-3)
-    halved = generate(ensemble, params, [SOURCE, other], max_len=MAX_LEN, rules=Rules(limit_ratio=0.5))
-    np.testing.assert_array_equal(halved.length, np.minimum(SOURCE.mask.sum(axis=1) // 2, found.length))
+    _, rules = facade.relate(Greedy(), Rules(limit_ratio=0.5), [SOURCE, other])
+    np.testing.assert_array_equal(rules.limit, SOURCE.mask.sum(axis=1) // 2)
 
 
 def test_attention_is_the_members_own():
     found = generate(pair(), PARAMS, SOURCE, max_len=MAX_LEN, attention=True)
     alone = jax.jit(functools.partial(TRANSFORMER[0].apply, attention=True))
     outputs = alone({"params": TRANSFORMER[1]}, SOURCE, core.Tokens(found.ids, found.ids != PAD))
-    assert sorted(found.attention) == ["1/decoder_0/cross", "1/decoder_1/cross"]
+    assert list(found.attention) == ["1/decoder_0/cross"]
     real_B1T1 = (np.arange(MAX_LEN) < found.length[:, None])[:, None, :, None]
-    for layer in ("decoder_0/cross", "decoder_1/cross"):
-        np.testing.assert_allclose(found.attention[f"1/{layer}"], outputs.attention[layer] * real_B1T1, rtol=1e-3, atol=1e-4)
+    expected = outputs.attention["decoder_0/cross"] * real_B1T1
+    np.testing.assert_allclose(found.attention["1/decoder_0/cross"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_member_that_fails_is_outvoted_in_one_mode_and_a_veto_in_the_other():
@@ -151,9 +151,8 @@ def test_a_member_that_fails_is_outvoted_in_one_mode_and_a_veto_in_the_other():
 def test_equal_ensembles_share_a_program():
     generate(pair(), PARAMS, SOURCE, max_len=MAX_LEN)
     programs = facade._generate._cache_size()
-    generate(Ensemble([LSTM[0], TRANSFORMER[0]]), list(PARAMS), SOURCE, max_len=MAX_LEN)  # lists are taken for tuples
-    generate(pair(), (PARAMS[0], PARAMS[1]), SOURCE, max_len=MAX_LEN - 1, rules=Rules(min_len=2, limit=9))
-    assert facade._generate._cache_size() <= programs + 1  # a list of parameters is another tree than a tuple
+    generate(Ensemble([LSTM[0], TRANSFORMER[0]]), PARAMS, SOURCE, max_len=MAX_LEN - 1, rules=Rules(min_len=2, limit=9))
+    assert facade._generate._cache_size() == programs
 
 
 def test_what_cannot_be_meant_is_refused():
@@ -177,4 +176,3 @@ def test_what_cannot_be_meant_is_refused():
     with pytest.raises(UserError, match=r"method is 'train': an ensemble has encode, init_cache, decode and None"):
         both.apply({"params": (params, params)}, SOURCE, method="train")
     assert both.config.target_vocab_size == VOCAB
-    assert EOS == Rules().end_id

@@ -306,17 +306,17 @@ def test_a_penalty_that_favours_the_short_stops_no_sooner():
 
 @pytest.mark.parametrize("kind", ["greedy", "sample", 2])
 def test_one_program_serves_a_bucket_of_rows_and_a_bucket_of_lengths(kind):
-    """Fifty random shapes: batches fill 1, 2 or 4 rows, sources 8 or 16 tokens, results 8 or 16."""
+    """Fifty random shapes: batches fill 1 or 4 rows, sources 8 or 16 tokens, results 8 or 16."""
     model, params, source = toy(0, batch=4, length=16)
     rng, buckets, before = np.random.default_rng(0), set(), facade._generate._cache_size()
-    for batch, length, max_len in rng.integers(1, (5, 17, 17), (50, 3)).tolist():
+    for batch, length, max_len in zip(rng.choice([1, 3, 4], 50), *rng.integers(1, 17, (2, 50)).tolist()):
         part = core.Tokens(*(x[:batch, :length] for x in source))
         found = generate(model, params, part, max_len=max_len, search=search_of(kind))
         assert found.ids.shape == (batch, max_len)
         buckets.add((facade.bucket(batch, 1), facade.bucket(length, 8), facade.bucket(max_len, 8)))
         grown = facade._generate._cache_size() - before
         assert grown <= len(buckets), f"{grown} programs for {len(buckets)} buckets, the last for {batch, length, max_len}"
-    assert len(buckets) == 12
+    assert len(buckets) == 8
 
 
 TOKENS = {"start_id": 1, "end_id": 2, "pad_id": 0, "first_id": -1}
@@ -412,25 +412,17 @@ def transformer_search(beams: int, batch: int, source: int, max_len: int, **size
     return jax.jit(search).lower(params, memory), memory
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_a_transformers_cache_is_written_where_it_is_and_never_moved(beams):
-    """Nothing as large as one buffer is made, but by what writes a step into it; and nothing waits beside the cache."""
+@pytest.mark.parametrize(("batch", "beams"), [(1, 1), (2, 1), (1, 4)])
+def test_a_transformers_cache_is_written_where_it_is_and_never_moved(batch, beams):
+    """Nothing as large as one buffer is made in the loop, but by writing a step into it; nothing waits beside the cache."""
     max_len = 8192 // beams
-    compiled = transformer_search(beams, 1, 8, max_len, **CACHE)[0].compile()
-    size = 2 * 4 * beams * max_len * CACHE["d_model"]
+    compiled = transformer_search(beams, batch, 8, max_len, **CACHE)[0].compile()
+    size = 2 * 4 * batch * beams * max_len * CACHE["d_model"]
     assert size <= compiled.memory_analysis().temp_size_in_bytes < 1.2 * size
     made = re.findall(r"= f32\[([\d,]+)\]\S* ([\w-]+)\((.*)", compiled.as_text())
     whole = [(op, rest) for dims, op, rest in made if math.prod(map(int, dims.split(","))) >= size // 8]
-    assert {op for op, _ in whole} <= {
-        "parameter",
-        "get-tuple-element",
-        "dynamic-update-slice",
-        "broadcast",
-        "bitcast",
-        "fusion",
-    }
-    assert sum(op == "dynamic-update-slice" for op, _ in whole) == 2
-    assert all("dynamic-update-slice" in rest or "broadcast" in rest for op, rest in whole if op == "fusion")
+    assert not {op for op, _ in whole} & {"copy", "transpose", "select", "gather", "concatenate"}, whole
+    assert sum(op == "dynamic-update-slice" for op, _ in whole) == 2, "the key and the value are written once each"
 
 
 def test_the_memory_is_not_repeated_for_the_beams():
@@ -677,8 +669,9 @@ def test_impossible_requests_are_refused(options, message):
 def test_coverage_needs_a_mask_and_attention():
     with pytest.raises(core.UserError, match="coverage needs source_mask"):
         beam(2, coverage=0.1)(None, None, None, 3, 5)
+    decode = lambda tokens_RN, *_, attention: (core.Outputs(jnp.zeros((2, 1, 5)), {}), None)  # noqa: E731
     with pytest.raises(core.UserError, match="cross-attention"):
-        play(table({3: 0.0}), beam(2, coverage=0.1, source_mask=np.ones((1, 2), bool)))
+        beam(2, coverage=0.1, source_mask=np.ones((1, 2), bool))(decode, None, jnp.int32(0), 1, 5)
     with pytest.raises(core.UserError, match="early_stopping is 'sometimes'"):
         penalty.gnmt(0.6, "sometimes")
 

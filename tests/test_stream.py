@@ -14,7 +14,7 @@ from zoo.core import UserError
 from zoo.generate import Beam, Greedy, Rules, Sample, generate, stop_sequences
 from zoo.generate.stream import Step, _read, _start, _step, stream
 
-MAX_LEN = 12
+MAX_LEN = 16
 KEY = jax.random.key(3)
 
 
@@ -41,15 +41,18 @@ def test_greedy_search_streams_what_it_finds(family):
     rules = ragged(model, params, MAX_LEN)
     steps = same(family, rules=rules)
     assert len({int(np.sum([~step.done[row] for step in steps])) for row in range(5)}) >= 3  # rows end at different times
-    same(family, rules=rules, source=jax.tree.map(lambda x: x[:1], SOURCE), max_len=16)
 
 
 @pytest.mark.parametrize(
-    "search", [Sample(KEY), Sample(KEY, samples=3, top_p=0.9, temperature=0.7), Sample(jax.random.split(KEY, 5), top_k=5)]
+    ("family", "search"),
+    [
+        ("sutskever", Sample(KEY)),
+        ("luong", Sample(KEY, samples=3, top_p=0.9, temperature=0.7)),
+        ("transformer", Sample(jax.random.split(KEY, 5), top_k=5)),
+    ],
 )
-@pytest.mark.parametrize("family", ["luong", "transformer"])
 def test_sampling_streams_what_it_finds(family, search):
-    steps = same(family, search=search)
+    steps = same(family, search=search, max_len=13)
     assert len(steps[0].token) == 5 * search.rows
 
 
@@ -69,17 +72,25 @@ def test_the_rules_hold(search):
         lengths.append(len(steps))
         assert steps[0].token[0] == 7
     assert min(lengths) > 1
-    steps = same("transformer", search=search, rules=Rules(min_ratio=0.5, limit_ratio=1.0))
+
+
+def test_lengths_may_be_relative_to_the_source():
+    steps = same("luong", rules=Rules(min_ratio=0.5, limit_ratio=1.0))
     assert len(steps) == 9
+    lengths = [int(np.argmax([step.done[row] for step in steps])) + 1 for row in range(5)]
+    assert all(n / 2 <= length <= n for n, length in zip(SOURCE.mask.sum(axis=1), lengths))
 
 
 def test_nothing_comes_of_rows_that_may_have_nothing():
     assert same("luong", rules=Rules(limit=0)) == []
+    model, params = tiny("luong")
+    one = list(stream(model, params, jax.tree.map(lambda x: x[:1], SOURCE), max_len=2, rules=Rules(min_len=2)))
+    assert [step.done.tolist() for step in one] == [[False], [True]]
 
 
 def test_another_call_compiles_nothing():
-    model, params = tiny("transformer")
-    search = Sample(KEY, temperature=1.0, top_p=0.9)
+    model, params = tiny("luong")
+    search = Sample(KEY, samples=3, top_p=0.9)
     one = list(stream(model, params, SOURCE, max_len=9, search=search))
     programs = _start._cache_size(), _step._cache_size()
     other = dataclasses.replace(search, key=jax.random.key(4), temperature=2.0, top_p=0.5)
@@ -88,7 +99,7 @@ def test_another_call_compiles_nothing():
     assert (_start._cache_size(), _step._cache_size()) == programs
     assert len(one) <= 9
     assert len(two) <= 13
-    assert len(two[0].token) == 6
+    assert len(two[0].token) == 6 * 3
 
 
 def test_a_reader_may_leave():

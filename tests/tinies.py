@@ -12,9 +12,9 @@ from zoo import core, rnn, rnn_attention, transformer
 from zoo.generate import Rules, generate
 
 CONFIGS = {
-    "sutskever": rnn.PRESETS["sutskever-tiny"],
-    "luong": rnn_attention.PRESETS["luong-tiny"],
-    "transformer": dataclasses.replace(transformer.PRESETS["tiny"], share_embeddings="none", norm="pre"),
+    "sutskever": dataclasses.replace(rnn.PRESETS["sutskever-tiny"], num_layers=1),
+    "luong": dataclasses.replace(rnn_attention.PRESETS["luong-tiny"], num_layers=1),
+    "transformer": dataclasses.replace(transformer.PRESETS["tiny"], num_layers=1, share_embeddings="none", norm="pre"),
 }
 VOCAB = 32
 SOURCE = CONFIGS["luong"].example(batch=5, source_len=9)[0]

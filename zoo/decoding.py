@@ -10,6 +10,8 @@ import jax
 from zoo.core import UserError
 from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample
 
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}  # what leaves a distribution as it is
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -80,7 +82,12 @@ class Decoding:
                 typical=None if self.typical == 1 else self.typical,
                 samples=several,
             )
-        if self.beams == 1 and several is None:
+        for name, neutral in NEUTRAL.items():
+            if getattr(self, name) != neutral:
+                raise UserError(f"{name} is {getattr(self, name)} but sample is off: it shapes draws alone, so set sample")
+        if self.n_best > self.beams:
+            raise UserError(f"n_best is {self.n_best} but beams is {self.beams}: raise beams, or set sample")
+        if self.beams == 1:
             return Greedy()
         make = PENALTIES[self.penalty]
         penalty = make() if self.penalty in ("none", "average") else make(self.length_penalty)

@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.decoding import Decoding
-from zoo.generate import Generated, generate, score
+from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
 from zoo.generate.facade import SHORTEST, bucket
 from zoo.text import Tokenizer
 
@@ -151,8 +151,6 @@ class Predictor:
         Raises:
           UserError: beams or several outputs are asked for, or an unknown option.
         """
-        from zoo.generate.stream import stream
-
         decoding = self.settings({"beams": 1, "n_best": 1, "risk": "none", **options})
         if decoding.beams != 1 or decoding.n_best != 1:
             raise UserError("stream gives one output as it is made: leave beams and n_best at 1")
@@ -198,9 +196,6 @@ class Predictor:
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""
-        if risk != "none":
-            from zoo.generate.risk import minimum_bayes_risk
-
         ids, log_probs, scores, lengths = (x if found.score.ndim == 2 else x[:, None] for x in found[:4])
         for row, source in enumerate(sources):
             outputs = [ids[row, n, : lengths[row, n]] for n in range(scores.shape[1])]

@@ -122,7 +122,7 @@ def run(python: str, arguments: list[str], threads: int) -> dict:
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(root)}
     pin = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    done = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, preexec_fn=pin)  # noqa: PLW1509
+    done = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, preexec_fn=pin)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}

@@ -58,8 +58,8 @@ def generate(
         return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
     batch = _batch(source)
     rows = bucket(batch, 1) if _movable(source) else batch
-    padded = pad_source(source, rows)
-    search, length = search.canonical(batch, rows), bucket(max_len, SHORTEST)
+    padded = pad_source(source, rows, model)
+    search, length = search.canonical(batch, rows), room(max_len, model)
     if length != max_len:
         limit = max_len if rules.limit is None else np.minimum(rules.limit, max_len)
         rules = rules._replace(limit=limit)
@@ -91,7 +91,14 @@ def bucket(size: int, smallest: int) -> int:
     return smallest << max(-(-size // smallest) - 1, 0).bit_length()
 
 
-def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
+def room(length: int, model: core.Seq2Seq | None) -> int:
+    """The bucket of a length; the positions that a model has learned, where they hold the length and not its bucket."""
+    models = getattr(model, "models", [model])
+    learned = [most for m in models if (most := getattr(getattr(m, "config", None), "max_len", None)) and most >= length]
+    return min([bucket(length, SHORTEST), *learned])
+
+
+def pad_source(source: core.PyTree, rows: int, model: core.Seq2Seq | None = None) -> core.PyTree:
     """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket; one on several devices stays as it is."""
 
     def pad(leaf, length=None):
@@ -102,7 +109,7 @@ def pad_source(source: core.PyTree, rows: int) -> core.PyTree:
 
     def pad_node(node):
         if isinstance(node, core.Tokens):
-            length = bucket(node.ids.shape[1], SHORTEST)
+            length = room(node.ids.shape[1], model)
             return core.Tokens(*(pad(leaf, length) for leaf in node))
         return pad(node)
 

@@ -140,7 +140,7 @@ class Sample:
           UserError: a value that cannot be meant.
         """
         if not self.temperature > 0:
-            raise core.UserError(f"temperature is {self.temperature}: it must be above 0; Greedy() is what 0 would mean")
+            raise core.UserError(f"temperature is {self.temperature}: it must be above 0 (0 would be greedy search)")
         if self.top_k is not None and self.top_k < 1:
             raise core.UserError(f"top_k is {self.top_k}: keep at least 1 token, or None for all")
         for name in ("top_p", "min_p", "typical"):

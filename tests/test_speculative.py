@@ -1,0 +1,188 @@
+"""Speculative decoding against greedy search: the same result in fewer calls."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tinies import CONFIGS, SOURCE, VOCAB, ragged, tiny
+
+from zoo import core
+from zoo.core import UserError
+from zoo.generate import Generated, Rules, bias, generate, stop_sequences
+from zoo.generate.ensemble import Ensemble
+from zoo.generate.speculative import _speculate, only_counts, pick, read, rewind, speculative, states
+
+MAX_LEN = 16
+DRAFT_LEN = 4
+
+
+def near(params: core.PyTree, noise: float = 0.15) -> core.PyTree:
+    """Parameters of a model that often says the same, but not always."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x * (1 + noise * rng.normal(size=x.shape)).astype(np.float32), params)
+
+
+def same(target, draft, source=SOURCE, max_len: int = MAX_LEN, draft_len: int = DRAFT_LEN, rules: Rules = Rules()) -> Generated:  # noqa: B008
+    """What speculative decoding finds, once it is seen to be greedy search's."""
+    expected = generate(*target, source, max_len=max_len, rules=rules)
+    found = speculative(*target, *draft, source, max_len=max_len, draft_len=draft_len, rules=rules)
+    for name in ("ids", "length"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    for name in ("log_probs", "score"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+    assert -(-expected.steps // (draft_len + 1)) <= found.steps <= expected.steps
+    return found
+
+
+@pytest.mark.parametrize("draft", CONFIGS)
+@pytest.mark.parametrize("target", CONFIGS)
+def test_any_draft_leaves_the_result_as_it_is(target, draft):
+    target = tiny(target)
+    found = same(target, tiny(draft, seed=1), rules=ragged(*target, MAX_LEN))
+    assert len(set(found.length.tolist())) >= 4  # rows end at different times
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_the_target_would_say_is_accepted(family):
+    model, params = tiny(family)
+    rules = ragged(model, params, MAX_LEN)
+    steps = int(generate(model, params, SOURCE, max_len=MAX_LEN, rules=rules).steps)
+    found = same((model, params), (model, params), rules=rules)
+    assert found.steps == -(-steps // (DRAFT_LEN + 1))
+    # All rows wait for the first that disagrees; of a sentence alone more is accepted.
+    for noise in (0.02, 0.15):
+        partly = same((model, params), (model, near(params, noise)), rules=rules)
+        assert partly.steps > found.steps
+    assert same((model, params), (model, near(params, 0.02)), rules=rules).steps < steps
+
+
+def test_a_sentence_alone_waits_for_no_other():
+    model, params = tiny("transformer")
+    alone = jax.tree.map(lambda x: x[3:4], SOURCE)
+    together = same((model, params), (model, near(params)))
+    assert same((model, params), (model, near(params)), source=alone).steps < together.steps
+
+
+FREE = {
+    "repetition": 1.0,
+    "ngram": 99,
+    "bias": np.zeros(VOCAB, np.float32),
+    "stop": stop_sequences([[30, 30, 30]] * 2),
+    "prefix": core.pad_tokens([[]] * 5, 3),
+}
+RULES = {
+    "free": {},
+    "min_len": {"min_len": np.array([1, 9, 16, 3, 5])},
+    "limit": {"limit": np.array([16, 3, 0, 7, 1])},
+    "end at the limit": {"limit": np.array([16, 3, 2, 7, 1]), "end_at_limit": True},
+    "repetition": {"repetition": 2.0},
+    "ngram": {"ngram": 2},
+    "bias": {"bias": bias(VOCAB, suppress=[28, 10], add={core.EOS: 2.0})},
+    "prefix": {"prefix": core.pad_tokens([[7, 8, 9], [10], [], [11, 12], [2, 3]], 3), "first_id": 6},
+    "all": {"min_len": 4, "limit": np.array([16, 9, 2, 7, 12]), "repetition": 1.5, "ngram": 3, "first_id": 5},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("family", ["luong", "transformer"])
+def test_the_rules_hold_at_every_token(family, name):
+    model, params = tiny(family)
+    end_id = ragged(model, params, MAX_LEN).end_id
+    draft = model, near(params, 0.03)
+    found = same((model, params), draft, rules=Rules(end_id=end_id)._replace(**FREE | RULES[name]))
+    if name != "free":
+        plain = generate(model, params, SOURCE, max_len=MAX_LEN, rules=Rules(end_id=end_id))
+        assert (found.ids != plain.ids).any()
+
+
+@pytest.mark.parametrize("family", ["luong", "transformer"])
+def test_stop_sequences_end_rows_in_the_middle_of_a_round(family):
+    model, params = tiny(family)
+    ids_BT = generate(model, params, SOURCE, max_len=MAX_LEN, rules=Rules(end_id=0)).ids
+    stop = stop_sequences([ids_BT[3, 5:8].tolist(), ids_BT[4, 1:3].tolist()])
+    found = same((model, params), (model, params), rules=Rules(end_id=0)._replace(**FREE | {"stop": stop}))
+    assert found.length[3] <= 8
+    assert found.length[4] <= 3
+
+
+@pytest.mark.parametrize(("draft_len", "max_len"), [(1, 5), (7, 13), (20, 8)])
+def test_any_number_of_guesses_and_of_tokens(draft_len, max_len):
+    model, params = tiny("transformer")
+    found = same((model, params), (model, params), max_len=max_len, draft_len=draft_len, rules=Rules(end_id=0))
+    assert found.steps == -(-found.length.max() // (draft_len + 1))
+    assert found.ids.shape == (5, max_len)
+
+
+def test_an_ensemble_may_be_the_target():
+    members = [tiny("sutskever"), tiny("transformer")]
+    target = Ensemble(tuple(model for model, _ in members)), tuple(params for _, params in members)
+    same(target, members[0])
+
+
+def test_lengths_may_be_relative_to_the_source():
+    found = same(tiny("transformer"), tiny("luong", 1), rules=Rules(min_ratio=0.5, limit_ratio=1.0))
+    assert (found.length <= SOURCE.mask.sum(axis=1)).all()
+
+
+def bound(family: str):
+    """(decode, memory, cache) of a model, compiled."""
+    model, params = tiny(family)
+    apply = lambda method: jax.jit(functools.partial(model.apply, {"params": params}, method=method))  # noqa: E731
+    memory = apply("encode")(SOURCE)
+    return apply("decode"), memory, model.apply({"params": params}, memory, 12, method="init_cache")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_cache_forgets_what_is_taken_back(family):
+    decode, memory, cache = bound(family)
+    assert only_counts(cache) == (family == "transformer")
+    tokens_RN = np.random.default_rng(0).integers(4, VOCAB, (5, 8)).astype(np.int32)
+    other_RN = np.random.default_rng(1).integers(4, VOCAB, (5, 3)).astype(np.int32)
+    _, cache = decode(tokens_RN[:, :2], memory, cache)
+    logits_RNV, back = read(decode, memory, cache, jnp.asarray(tokens_RN[:, 2:]))
+    expected, _ = decode(tokens_RN[:, 2:], memory, cache)
+    np.testing.assert_allclose(logits_RNV, expected.logits, rtol=1e-3, atol=1e-3)
+    for kept in (1, 4, 6):
+        _, there = decode(tokens_RN[:, : 2 + kept], memory, bound(family)[2])
+        again, _ = decode(other_RN, memory, back(kept))
+        expected, _ = decode(other_RN, memory, there)
+        np.testing.assert_allclose(again.logits, expected.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_what_stands_beside_the_states_stays():
+    class Cache(core.NamedTuple):
+        buffers: core.AppendOnly
+        index: jax.Array
+
+    cache = Cache(core.AppendOnly({"key": jnp.ones(3)}), jnp.int32(7))
+    assert only_counts(cache)
+    assert rewind(cache, 3).index == 4
+    assert rewind(cache, 3).buffers.buffers["key"] is cache.buffers.buffers["key"]
+    assert jax.tree.leaves(states(cache)) == [7]
+    assert pick(cache, states(cache)._replace(index=jnp.array([5, 6, 7])), jnp.int32(2)).index == 6
+    assert not only_counts((cache, jnp.zeros((2, 3))))
+
+
+def test_another_call_compiles_nothing():
+    target, draft = tiny("transformer"), tiny("luong", 1)
+    speculative(*target, *draft, SOURCE, max_len=MAX_LEN)
+    programs = _speculate._cache_size()
+    source = core.random_tokens(np.random.default_rng(0), 7, 11, VOCAB)
+    speculative(*tiny("transformer", 1), *tiny("luong"), source, max_len=11, rules=Rules(min_len=3, limit=9, end_id=5))
+    assert _speculate._cache_size() == programs
+
+
+def test_what_cannot_be_meant_is_refused():
+    target = tiny("luong")
+    small = CONFIGS["luong"].__class__(VOCAB, 30).build()
+    with pytest.raises(UserError, match=r"model and draft have target vocabularies of 32 and 30 entries"):
+        speculative(*target, small, target[1], SOURCE, max_len=4)
+    with pytest.raises(UserError, match=r"draft_len is 0"):
+        speculative(*target, *target, SOURCE, max_len=4, draft_len=0)
+    with pytest.raises(UserError, match=r"max_len is 0"):
+        speculative(*target, *target, SOURCE, max_len=0)
