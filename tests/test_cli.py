@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -18,6 +20,8 @@ import pytest
 import zoo
 from train.__main__ import main as train
 from zoo.__main__ import main as use
+from zoo.core import pad_tokens
+from zoo.generate import minimum_bayes_risk, score
 from zoo.text import Tokenizer
 
 pytestmark = pytest.mark.xdist_group("cli")  # one worker: the run that most tests share is made once
@@ -137,6 +141,62 @@ def test_load_predict_and_export(workdir, tmp_path, capsys):
     assert zoo.load(tmp_path / "out").predict(texts) == expected
 
 
+def test_predicting_in_every_way(workdir, capsys):
+    """Each setting of Decoding reaches the search: on the command line, and in Python."""
+    # Hardly trained, the model would end at once: min_len makes it speak.
+    predictor = dataclasses.replace(zoo.load(workdir), decoding=zoo.Decoding(min_len=5, max_len=9))
+    texts = ["abc", "edcba"]
+    greedy = predictor.predict(texts)
+    assert all(greedy)
+
+    several = predictor.predictions(texts, beams=4, n_best=3)
+    assert all(len(p.n_best) == 3 and p.n_best[0] == (p.text, p.score) for p in several)
+    assert all(a[1] >= b[1] for p in several for a, b in itertools.pairwise(p.n_best))
+    numbers = ["--min-len", "5", "--max-len", "9"]
+    assert use(["predict", str(workdir), *texts, "--beams", "4", "--n-best", "3", *numbers]) == 0
+    assert capsys.readouterr().out.splitlines() == [text for p in several for text, _ in p.n_best]
+
+    options = {"sample": True, "n_best": 4, "seed": 5, "top_p": 0.95}
+    drawn = predictor.predictions(texts, **options)
+    assert len({text for text, _ in drawn[0].n_best}) > 1
+    # A text's draws hang on its place in the list and on the seed, not on what is beside it.
+    assert [text for text, _ in predictor.predictions(texts[:1], **options)[0].n_best] == [t for t, _ in drawn[0].n_best]
+    assert predictor.predictions(texts, **{**options, "seed": 6})[0].n_best != drawn[0].n_best
+    risk = predictor.predictions(texts, **options, risk="chrf")[0]
+    assert risk.text == minimum_bayes_risk([text for text, _ in drawn[0].n_best]).best
+
+    assert use(["predict", str(workdir), *texts, "--stream", "--beams", "1", *numbers]) == 0
+    assert capsys.readouterr().out.splitlines() == greedy
+    pieces = list(predictor.stream("edcba", sample=True, seed=3))
+    assert len(pieces) > 1
+    assert "".join(pieces) == predictor.predict(["edcba"], sample=True, seed=3)[0]
+
+    source, target = (pad_tokens(predictor.source_tokenizer.encode_batch(x)) for x in (texts, ["ddd", "e"]))
+    expected = score(predictor.model, predictor.params, source, target)[0].tolist()
+    assert predictor.score(texts, ["ddd", "e"]) == pytest.approx(expected, abs=1e-4)
+    assert predictor.predict(texts, repetition_penalty=9.0) != greedy
+    assert all(len(set(text)) == len(text) for text in predictor.predict(texts, no_repeat_ngram=1))
+    lengths = [len(p.log_probs) for p in predictor.predictions(["abc", "edcbaedcba"], max_len_ratio=0.5)]
+    assert lengths[0] == 2
+    assert lengths[1] >= 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 2, "sample": True}, "sample is set and beams is 2"),
+        ({"beams": 1, "n_best": 2}, "n_best is 2 but beams is 1"),
+        ({"beams": 1, "top_k": 2}, "top_k is 2 but sample is off"),
+        ({"beams": 1, "risk": "chrf"}, "chooses among several"),
+        ({"beams": 1, "sample": True, "top_p": 1.5}, "top_p is 1.5"),
+        ({"n_best": 0}, "n_best is 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(workdir, options, message):
+    with pytest.raises(zoo.UserError, match=message):
+        zoo.load(workdir).predict(["abc"], **options)
+
+
 def run(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment}
     return subprocess.run([sys.executable, *arguments], input=stdin, capture_output=True, cwd=ROOT, env=environment)
@@ -168,9 +228,6 @@ def test_standard_input_that_is_not_utf8(workdir, capsys, monkeypatch):
 
 def test_scores_are_log_probabilities(workdir):
     """A greedy prediction's score is what the model gives that output; attention's rows are distributions."""
-    from zoo.core import pad_tokens
-    from zoo.generate import score
-
     predictor = zoo.load(workdir)
     prediction = predictor.predictions(["abcde"], attention=True, beams=1)[0]
     source = pad_tokens([predictor.source_tokenizer.encode("abcde")])

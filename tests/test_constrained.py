@@ -115,8 +115,9 @@ token = st.integers(3, 5)
     slack=st.integers(-1, 2),
     seed=st.integers(0, 99),
     beams=st.sampled_from([1, 3, 8]),
+    end=st.booleans(),
 )
-def test_narrow_beams_satisfy_whatever_fits(wanted, slack, seed, beams):
+def test_narrow_beams_satisfy_whatever_fits(wanted, slack, seed, beams, end):
     """To the very length that the shortest string with all phrases has, in which they overlap; one token less has none."""
     limit = np.array([shortest(sentence) + slack for sentence in wanted])
     padded = [sentence + sentence[:1] * (3 - len(sentence)) for sentence in wanted]  # for one program: the same phrase twice
@@ -124,12 +125,14 @@ def test_narrow_beams_satisfy_whatever_fits(wanted, slack, seed, beams):
     given_ids = np.full((3, 3, 3), -1, np.int32)
     for b, p in itertools.product(range(3), range(3)):
         given_ids[b, p, : len(padded[b][p])] = padded[b][p]
-    out = generate(model, params, source, max_len=16, search=ConstrainedBeam(given_ids, beams), rules=Rules(limit=limit))
+    rules = Rules(limit=limit + end, end_at_limit=end)
+    out = generate(model, params, source, max_len=16, search=ConstrainedBeam(given_ids, beams), rules=rules)
     for found, sentence, most in zip(hypotheses(out), wanted, limit):
         assert len(found) == (slack >= 0)
         for _, ids in found:
             assert all(contains(ids, tuple(phrase)) for phrase in sentence)
-            assert len(ids) <= most
+            assert len(ids) <= most + end
+            assert ids[-1] == EOS or (len(ids) == most and not end)
     assert np.array_equal(np.asarray(out.length) == 0, np.asarray(out.score) == -np.inf)
 
 
@@ -290,6 +293,15 @@ def test_a_prefix_counts_and_the_last_token_may_be_kept_for_the_end():
         expected = [h for h in every if h[1][:2] == (3, 4) and all(contains(h[1], tuple(p)) for p in batch[b])]
         assert_same(found[b], expected[:9])
     assert found[2] == []  # 3 4 3 5 5 leaves no place for the end
+    # transformers' way: neither the prefix nor an end that the limit forces costs anything, and the prefix has no length.
+    free, _ = search(batch, rules=rules, rank=penalty.huggingface(1.0))
+    for b in range(2):
+        every = [ids for _, ids in every_hypothesis(oracle[b], LENGTH, power(0.0), cut=False) if ids[:2] == (3, 4)]
+        every = [ids for ids in every if all(contains(ids, tuple(p)) for p in batch[b])]
+        chosen = [range(2, len(ids) - (len(ids) == LENGTH)) for ids in every]
+        sums = [sum(oracle[b][ids[:t]][ids[t]] for t in places) for ids, places in zip(every, chosen)]
+        expected = sorted(((s / (len(ids) - 2), ids) for s, ids in zip(sums, every)), reverse=True)
+        assert_same(free[b], expected[:9])
     found, _ = search(batch, rules=rules._replace(end_at_limit=False))
     assert [ids for _, ids in found[2]] == [(3, 4, 3, 5, 5)]
 
@@ -332,13 +344,21 @@ def test_rules_hold_for_the_phrases_too(repeat):
 
 
 def test_a_bias_that_raises_sums_does_not_stop_the_search_early():
-    """Every token more is a gain: only the limit shows the best, which is the longest."""
-    logits = table(*[{EOS: 3.0, 3: 0.0, 4: -2.0}] * 6)
-    rules = {"bias": bias(6, add={3: 9.0})}
-    out = play(logits, ConstrainedBeam(phrases([[[4]]]), 4, penalty.none()), **rules)
+    """What closes at once is ahead of all that lives; but each further token is a gain."""
+    logits = table({4: 0.0}, {EOS: 0.0, 3: -30.0}, *[{3: 0.0}] * 4)
+    out = play(logits, ConstrainedBeam(phrases([[[4]]]), 4, penalty.none()), bias=bias(6, add={3: 9.0}))
     ((score, ids),) = hypotheses(out)[0]
-    assert len(ids) == 6
-    assert score > 0
+    assert ids == (4, 3, 3, 3, 3, 3)
+    assert score == pytest.approx(15)
+
+
+def test_a_reward_for_each_token_does_not_stop_the_search_early():
+    """(sum + 2 * length) / length ** 2 is greatest between the next length and the limit, where the usual bound looks."""
+    rows = [{3: 0.0}, {PAD: 0.0, EOS: -3.7, 4: -14.0}, *[{4: 0.0}] * 11, *[{EOS: 0.0}] * 7]
+    out = play(table(*rows), ConstrainedBeam(phrases([[[3]]]), 4, penalty.marian(2.0, -2.0)))
+    ((score, ids),) = hypotheses(out)[0]
+    assert ids == (3, *[4] * 12, EOS)
+    assert score == pytest.approx((-14.02 + 28) / 14**2, abs=1e-3)
 
 
 def test_it_stops_when_nothing_can_enter_any_more():

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from toys import gnmt, hypotheses, python_beam
 
 import zoo
 from train import optim, parallel
@@ -24,8 +25,8 @@ from train.optim import Optimizer
 from train.parallel import Parallel
 from train.step import init_state, make_train_step
 from zoo.checkpoint.rules import from_reference, to_reference
-from zoo.core import EOS, PAD, Tokens, pad_tokens, random_tokens, shift_right
-from zoo.generate import generate, score
+from zoo.core import BOS, EOS, PAD, AppendOnly, Tokens, pad_tokens, random_tokens, shift_right
+from zoo.generate import Beam, Greedy, Rules, Sample, generate, penalty, score
 from zoo.variants import abstract_params, variants
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -185,11 +186,17 @@ def test_step_by_step_equals_all_at_once(subject, chunks):
 
 
 def test_beams_share_the_memory(subject):
-    """W rows a sentence with one row of memory give what each row gives alone; a cache's leaves have R rows or none."""
+    """W rows a sentence with one row of memory give what each row gives alone; a cache's leaves have R rows or none.
+
+    The buffers of ``AppendOnly`` belong to sentences, alone or folded together with other axes.
+    """
     s, W = subject, 3
     memory = s.apply(s.source, method="encode")
     cache = s.apply(memory, method="init_cache", max_len=4, beams=W)
-    assert all(leaf.ndim == 0 or leaf.shape[0] == BATCH * W for leaf in jax.tree.leaves(cache))
+    leaves = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, AppendOnly))
+    stay = jax.tree.leaves([x for x in leaves if isinstance(x, AppendOnly)])
+    assert all(isinstance(x, AppendOnly) or x.ndim == 0 or x.shape[0] == BATCH * W for x in leaves)
+    assert all(x.shape[0] % BATCH == 0 for x in stay)
     tokens = np.random.default_rng(0).integers(4, VOCAB, (BATCH * W, 2)).astype(np.int32)
     for t in range(2):
         outputs, cache = s.apply(tokens[:, t : t + 1], memory, cache, method="decode")
@@ -198,19 +205,62 @@ def test_beams_share_the_memory(subject):
     chex.assert_trees_all_close(outputs.logits[:, 0], alone.logits[:, 1], atol=5e-6)
 
 
-def test_generation_ends_pads_and_agrees_with_rescoring(subject):
+SEARCHES = {
+    "greedy": Greedy(),
+    "sample": Sample(jax.random.key(0)),
+    "samples": Sample(jax.random.key(0), 0.8, top_k=20, samples=3),
+    "beam_1": Beam(1, penalty.none()),
+    "beam_3": Beam(3, penalty.none()),
+    "n_best": Beam(3, penalty.none(), n_best=3),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_generation_ends_pads_and_agrees_with_rescoring(subject, name):
     s, max_len = subject, 6
-    for beams in (1, 3):
-        found = generate(s.model, s.params, s.source, max_len=max_len, beams=beams, alpha=0.0)
-        for ids, length in zip(np.asarray(found.ids), np.asarray(found.length), strict=True):
+    found = generate(s.model, s.params, s.source, max_len=max_len, search=SEARCHES[name])
+    found = [x.reshape(BATCH, -1, *x.shape[found.score.ndim :]) for x in found[:4]]
+    for n in range(found[0].shape[1]):
+        ids_BT, log_probs_BT, score_B, length_B = (x[:, n] for x in found)
+        for ids, length in zip(ids_BT, length_B, strict=True):
             assert 1 <= length <= max_len
             assert (ids[length:] == PAD).all()
             assert EOS not in ids[: length - 1]
             assert length == max_len or ids[length - 1] == EOS
-        mask = np.arange(max_len) < np.asarray(found.length)[:, None]
-        sums, tokens = score(s.model, s.params, s.source, Tokens(found.ids, mask))
-        chex.assert_trees_all_close(found.log_probs, tokens, atol=2e-5)
-        chex.assert_trees_all_close(found.score, sums, atol=5e-5)
+        sums, tokens = score(s.model, s.params, s.source, Tokens(ids_BT, np.arange(max_len) < length_B[:, None]))
+        chex.assert_trees_all_close(log_probs_BT, tokens, atol=2e-5)
+        chex.assert_trees_all_close(score_B, sums, atol=5e-5)
+
+
+class Redecoded(dict):
+    """prefix -> log-probabilities of the next token: every prefix read again from the start, alone and without a cache."""
+
+    def __init__(self, subject: Subject, row: int, length: int):
+        super().__init__()
+        self.subject, self.length = subject, length
+        self.memory = jax.tree.map(lambda x: x[row : row + 1], subject.apply(subject.source, method="encode"))
+
+    def __missing__(self, prefix: tuple) -> np.ndarray:
+        read = np.array([[BOS, *prefix] + [PAD] * (self.length - len(prefix) - 1)], np.int32)
+        outputs, _ = self.subject.apply(read, self.memory, None, method="decode")
+        logits_V = np.asarray(outputs.logits[0, len(prefix)], np.float64)
+        self[prefix] = log_probs_V = logits_V - np.logaddexp.reduce(logits_V)
+        return log_probs_V
+
+
+def test_beams_are_those_of_a_search_that_reads_every_hypothesis_anew(subject):
+    """However a model keeps and reorders its cache: five steps, beams that change places, three hypotheses of each sentence."""
+    s, max_len, beams = subject, 5, 4
+    params = jax.tree.map(lambda x: 1.5 * x, s.params)  # sharper distributions: hypotheses that differ by more than rounding
+    s = s._replace(params=params)
+    rules = Rules(min_len=np.array([0, 3, 5, 4]), limit=np.array([5, 5, 5, 4]))
+    search = Beam(beams, penalty.gnmt(0.6), n_best=3)
+    found = hypotheses(generate(s.model, params, s.source, max_len=max_len, search=search, rules=rules))
+    for row in range(BATCH):
+        limit, min_len = int(rules.limit[row]), int(rules.min_len[row])
+        expected = python_beam(Redecoded(s, row, max_len), beams, limit, gnmt(0.6), keep=3, min_len=min_len)
+        chex.assert_trees_all_close([score for score, _ in found[row]], [float(score) for score, _ in expected], atol=5e-5)
+        assert [ids for _, ids in found[row]] == [ids for _, ids in expected]
 
 
 def test_conversion_round_trip(subject):

@@ -309,7 +309,7 @@ def test_one_program_serves_a_bucket_of_rows_and_a_bucket_of_lengths(kind):
     """Fifty random shapes: batches fill 1 or 4 rows, sources 8 or 16 tokens, results 8 or 16."""
     model, params, source = toy(0, batch=4, length=16)
     rng, buckets, before = np.random.default_rng(0), set(), facade._generate._cache_size()
-    for batch, length, max_len in zip(rng.choice([1, 3, 4], 50), *rng.integers(1, 17, (2, 50)).tolist()):
+    for batch, length, max_len in zip(rng.choice([1, 3, 4], 50).tolist(), *rng.integers(1, 17, (2, 50)).tolist()):
         part = core.Tokens(*(x[:batch, :length] for x in source))
         found = generate(model, params, part, max_len=max_len, search=search_of(kind))
         assert found.ids.shape == (batch, max_len)

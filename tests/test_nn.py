@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.nn.attention import (
+    DecoderCache,
     KeyValue,
     additive_scores,
+    by_position,
     causal_mask,
     dot_product_attention,
     dot_scores,
@@ -82,16 +84,18 @@ SOURCE_MASK = np.arange(S)[None] < np.array([5, 2])[:, None]
 
 
 def test_dot_product_attention_is_equation_1():
-    q, k, v = normal(B, H, T, K), normal(B, H, S, K, seed=1), normal(B, H, S, K, seed=2)
+    q, k, v = normal(B, H, T, K), normal(B, H, K, S, seed=1), normal(B, H, S, K, seed=2)
     mask = SOURCE_MASK[:, None, None] & (np.arange(T)[:, None] + 1 >= np.arange(S))[None, None]
     mixed, weights = attention(q, k, v, mask)
-    expected = softmax(np.where(mask, q @ k.swapaxes(2, 3) / np.sqrt(K), -np.inf))
+    expected = softmax(np.where(mask, q @ k / np.sqrt(K), -np.inf))
     close(weights, expected)
     close(mixed, expected @ v)
+    # As a cache keeps them: sentences and heads on one axis.
+    chex.assert_trees_all_equal(attention(q, k.reshape(-1, K, S), v.reshape(-1, S, K), mask), (mixed, weights))
 
 
 def test_beams_equal_repeated_keys():
-    q, k, v = normal(W * B, H, T, K), normal(B, H, S, K, seed=1), normal(B, H, S, K, seed=2)
+    q, k, v = normal(W * B, H, T, K), normal(B, H, K, S, seed=1), normal(B, H, S, K, seed=2)
     mask = SOURCE_MASK[:, None, None]
     shared = attention(q, k, v, mask)
     repeated = attention(q, *(np.repeat(x, W, axis=0) for x in (k, v, mask)))
@@ -101,13 +105,13 @@ def test_beams_equal_repeated_keys():
 
 def test_beams_refuse_a_mask_that_differs_by_query():
     with pytest.raises(ValueError, match="beams"):
-        dot_product_attention(normal(W * B, H, T, K), normal(B, H, S, K), normal(B, H, S, K), np.ones((B, 1, T, S), bool))
+        dot_product_attention(normal(W * B, H, T, K), normal(B, H, K, S), normal(B, H, S, K), np.ones((B, 1, T, S), bool))
 
 
 @pytest.mark.parametrize("length", [0, S])
 def test_nowhere_to_look(length):
-    q, k = normal(B, H, T, K), normal(B, H, length, K)
-    mixed, weights = attention(q, k, k, np.zeros((B, 1, 1, length), bool))
+    q, v = normal(B, H, T, K), normal(B, H, length, K)
+    mixed, weights = attention(q, v.swapaxes(2, 3), v, np.zeros((B, 1, 1, length), bool))
     chex.assert_shape(weights, (B, H, T, length))
     assert not np.asarray(mixed).any()
     assert not np.asarray(weights).any()
@@ -129,10 +133,43 @@ def test_causal_mask(queries, keys, start):
     np.testing.assert_array_equal(causal_mask(queries, keys, start), np.reshape(expected, (1, 1, queries, keys)))
 
 
-def test_write_changes_only_its_positions():
-    cache, new = KeyValue(normal(B, H, 6, K), normal(B, H, 6, K, seed=1)), KeyValue(*[normal(B, H, 2, K, seed=2)] * 2)
-    for old, updated, x in zip(cache, jax.jit(write)(cache, new, 3), new):
-        np.testing.assert_array_equal(updated, np.concatenate([old[:, :, :3], x, old[:, :, 5:]], axis=2))
+@pytest.mark.parametrize("beams", [1, W])
+def test_write_changes_only_its_positions(beams):
+    """Position n of beam w stands at n * W + w, and its neighbours are left alone."""
+    old = KeyValue(normal(B * H, K, 6 * beams), normal(B * H, 6 * beams, K, seed=1))
+    new = KeyValue(normal(B * beams, H, K, 2, seed=2), normal(B * beams, H, 2, K, seed=3))
+    key_BHKNW, value_BHNWK = old.key.reshape(B, H, K, 6, beams).copy(), old.value.reshape(B, H, 6, beams, K).copy()
+    for b, w, n in np.ndindex(B, beams, 2):
+        key_BHKNW[b, :, :, 3 + n, w] = new.key[b * beams + w, :, :, n]
+        value_BHNWK[b, :, 3 + n, w] = new.value[b * beams + w, :, n]
+    key, value = jax.jit(write)(old, new, 3)
+    np.testing.assert_array_equal(key, key_BHKNW.reshape(old.key.shape))
+    np.testing.assert_array_equal(value, value_BHNWK.reshape(old.value.shape))
+
+
+def test_a_cache_of_beams_is_read_along_each_rows_own_past():
+    """Rows change places at random, three steps of one or two tokens: each sees what it continued, and itself."""
+    rng, N = np.random.default_rng(0), 6
+    cache = DecoderCache.zeros(1, B, W, H, N, K, jnp.float32)
+    assert cache.layers.buffers[0].value.shape == (B * H, N * W, K)
+    past = [[] for _ in range(B * W)]  # the slot of each position that a row has read
+    for taken in (1, 2, 1):
+        start = len(past[0])
+        beam_RN, mask = jax.jit(DecoderCache.read, static_argnums=1)(cache, taken)
+        past = [[*slots, *((start + t) * W + row % W for t in range(taken))] for row, slots in enumerate(past)]
+        mask_RTN = np.asarray(mask).reshape(B * W, taken, N * W)
+        for row, slots in enumerate(past):
+            for t in range(taken):
+                assert np.flatnonzero(mask_RTN[row, t]).tolist() == sorted(slots[: start + t + 1])
+        parent_R = rng.integers(0, W, B * W) + np.arange(B * W) // W * W
+        past = [past[parent] for parent in parent_R]
+        cache = DecoderCache(cache.layers, beam_RN[parent_R], cache.index + taken)
+
+
+def test_weights_over_a_cache_of_beams_are_summed_by_position():
+    weights = normal(B * W, H, T, S * W)
+    np.testing.assert_allclose(by_position(weights, W), weights.reshape(B * W, H, T, S, W).sum(axis=4), rtol=1e-6)
+    assert by_position(weights, 1) is weights
 
 
 def test_sinusoidal_is_the_papers_formula():

@@ -56,8 +56,8 @@ def test_sampling_streams_what_it_finds(family, search):
     assert len(steps[0].token) == 5 * search.rows
 
 
-@pytest.mark.parametrize("search", [Greedy(), Sample(KEY, samples=2)])
-def test_the_rules_hold(search):
+def test_the_rules_hold():
+    search = Sample(KEY, samples=2)
     stop = stop_sequences([[18, 28], [15]])
     prefix = core.pad_tokens([[7, 8], [9], [], [10], [11, 12]])
     free = {"stop": stop, "prefix": prefix, "repetition": 1.0, "ngram": 99}
@@ -111,7 +111,7 @@ def test_a_reader_may_leave():
     np.testing.assert_array_equal(same("transformer")[0].token, first.token)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["sutskever", "transformer"])  # a first state that is the memory's own, and buffers
 def test_the_state_is_updated_in_place_and_the_memory_stays(family):
     model, params = tiny(family)
     source, rules = core.random_tokens(np.random.default_rng(0), 8, 16, 32), Rules(limit=MAX_LEN).canonical(8, 8)

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/generation.py DIR --peer-python PYTHON [--rounds 3] [--threads 2] [--batches 1,8,32] [--beams 1,4]
 
-DIR keeps the random model (made on the first run). PYTHON has torch, transformers and ctranslate2; it may be another environment
-than ours. Each number comes from a process of its own, the systems in turn, round after round, on an idle machine:
+DIR keeps the random model (made on the first run). PYTHON has torch, transformers and ctranslate2; it may be that of another
+environment. Each number comes from a process of its own, the systems in turn, round after round, on an idle machine:
 
   tokens/s     new tokens of all sentences over the seconds of a call, the median of all calls of all rounds, and their range
   first        seconds of the first call, compilation included (loading weights is not)

@@ -230,21 +230,20 @@ class ConstrainedBeam:
         """Ways to go on, (B, C): of each hypothesis the best tokens, then those that the phrases ask for; none twice."""
         (B, W), V = state.last_BW.shape, logits_RV.shape[1]
         allowed_RV, logits_RV, normaliser_R = scored(logits_RV, state.live, state.step, rules, B)
-        forced_R1 = core.per_beam(rules.forced(B, state.step, limit_B), B * W)[:, None]
-        forced_RV = jnp.where(jnp.arange(V)[None] == forced_R1, logits_RV, -jnp.inf)
-        allowed_RV = jnp.where(forced_R1 >= 0, forced_RV, allowed_RV)
-        # Only to leave its place among the best tokens to another: ``step`` drops whatever ends too early.
-        early_BW = ~jnp.all(state.progress.met_BNP, axis=2) & (state.step >= rules.prefix_length(B))[:, None]
-        allowed_RV = select.mask_tokens(allowed_RV, ((rules.end_id, early_BW.reshape(-1)),))
         ways = 1 if rules.stop is None else 1 + rules.stop.shape[0]  # in which a hypothesis may end at this step
         _, token_RK = select.top_k(allowed_RV, min(W + ways, V))
         token_RM = jnp.concatenate([token_RK, asked(wanted, state.progress).reshape(B * W, -1)], axis=1)
-        new_RM = _first_of_each(token_RM) & (token_RM >= 0) & (token_RM < V)
+        forced_R1 = core.per_beam(rules.forced(B, state.step, limit_B), B * W)[:, None]
+        free_RM, first_1M = forced_R1 < 0, jnp.arange(token_RM.shape[1])[None] == 0
+        token_RM = jnp.where(free_RM | ~first_1M, token_RM, forced_R1)
+        possible_RM = (free_RM | first_1M) & (token_RM >= 0) & (token_RM < V) & _first_of_each(token_RM)
         token_RM = jnp.clip(token_RM, 0, V - 1)
-        value_RM = jnp.where(new_RM, jnp.take_along_axis(allowed_RV, token_RM, axis=1), -jnp.inf)
-        log_prob_RM = select.log_prob(jnp.take_along_axis(logits_RV, token_RM, axis=1), normaliser_R[:, None])
+        logit_RM = jnp.take_along_axis(logits_RV, token_RM, axis=1)
+        value_RM = jnp.where(free_RM, jnp.take_along_axis(allowed_RV, token_RM, axis=1), logit_RM)
+        value_RM = jnp.where(possible_RM, value_RM, -jnp.inf)
+        log_prob_RM = select.log_prob(logit_RM, normaliser_R[:, None])
         score_RM = shift(value_RM, normaliser_R) if rules.changes else select.log_prob(value_RM, normaliser_R[:, None])
-        score_RM = jnp.where((token_RM == forced_R1) & new_RM & self.penalty.free, 0.0, score_RM)
+        score_RM = jnp.where(possible_RM & ~free_RM & self.penalty.free, 0.0, score_RM)
         parent_R1 = jnp.tile(jnp.arange(W, dtype=jnp.int32), B)[:, None]
         options = Continuations(
             total_BC=state.live.score_BN.reshape(-1, 1) + score_RM,

@@ -62,6 +62,9 @@ def cross_attention(
 def alignment(attention: dict[str, jax.Array], name: str | None = None, head: int | None = None) -> jax.Array:
     """The source position that each generated token looked at most, (B, T) int32; -1 on padding.
 
+    >>> alignment({"cross": jnp.array([[[[0.1, 0.9], [0.7, 0.3], [0.0, 0.0]]]])}).tolist()
+    [[1, 0, -1]]
+
     Args:
       attention: ``Generated.attention``.
       name: one of its keys, such as the layer that was trained to align; None for the mean of all.

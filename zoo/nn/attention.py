@@ -6,6 +6,7 @@ share its keys and values without a copy.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -44,8 +45,9 @@ def dot_product_attention(
       The mixed values (R, H, T, K) and the weights (R, H, T, S), which are zero for a query that may look nowhere.
     """
     (R, H, T, K), S = q_RHTK.shape, k_BHKS.shape[-1]
-    k_GKS, v_GSK = k_BHKS.reshape(-1, K, S), v_BHSK.reshape(-1, S, K)  # G = B * H
-    B = k_GKS.shape[0] // H
+    G = math.prod(k_BHKS.shape[:-2])  # B * H; a source may be of no length
+    k_GKS, v_GSK = k_BHKS.reshape(G, K, S), v_BHSK.reshape(G, S, K)
+    B = G // H
     # The beams of a sentence stand side by side on the query axis: (G, W*T, K) against (G, K, S).
     W = R // B
     if W != 1 and mask.shape[2] not in (1, W * T):
