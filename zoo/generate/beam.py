@@ -89,6 +89,8 @@ class Beam:
     def canonical(self, batch: int, rows: int) -> Beam:
         """With values of fixed dtypes."""
         self.check()
+        if self.coverage is not None and not self.coverage >= 0:
+            raise core.UserError(f"coverage is {self.coverage}: it must not be negative; None leaves it out")
         coverage = None if self.coverage is None else np.float32(self.coverage)
         return dataclasses.replace(self, diversity=np.float32(self.diversity), coverage=coverage)
 
@@ -191,16 +193,17 @@ class Beam:
         lives_GW = jnp.take_along_axis(goes_on_GC, from_GW, axis=1)
         live = take(grown, from_GW)
         live = live._replace(score_BN=jnp.where(lives_GW, live.score_BN, -jnp.inf))
-        finished_G = self.penalty.finished(
-            jnp.max(live.score_BN, axis=1), bank.score_BN, counted_G, limit_G - (length - counted_G), min(self.keep, W)
-        )
+        best_G = jnp.max(live.score_BN, axis=1) + jnp.where(stop == penalties.EXACT, rules.rise(limit_G - length), 0.0)
+        best_G, last_G = jnp.max(live.score_BN, axis=1), limit_G - (length - counted_G)
+        keep = min(self.keep, W)
+        finished_G = self.penalty.finished(best_G, bank.score_BN, counted_G, last_G, keep, rules.falls)
         return _State(
             step=length,
             live=live,
             bank=bank,
             last_GW=jnp.take_along_axis(chosen.token_BC, from_GW, axis=1),
             open_G=open_G,
-            done_G=state.done_G | (length >= limit_G) | finished_G | (jnp.max(live.score_BN, axis=1) == -jnp.inf),
+            done_G=state.done_G | (length >= limit_G) | finished_G | (best_G == -jnp.inf),
             coverage_GWS=None if coverage_GWS is None else take(coverage_GWS, from_GW),
             cache=reorder(cache, self.parents(jnp.take_along_axis(chosen.parent_BC, from_GW, axis=1), batch)),
         )

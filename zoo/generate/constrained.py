@@ -213,7 +213,8 @@ class ConstrainedBeam:
         bank, _ = best(join(join(state.bank, ended), cut), self.keep)
 
         best_B = jnp.max(live.score_BN, axis=1)
-        finished_B = self.finished(best_B, bank.score_BN, counted_B, limit_B - (length - counted_B), rules)
+        exact, last_B = self.penalty._replace(stop=np.int32(penalties.EXACT)), limit_B - (length - counted_B)
+        finished_B = exact.finished(best_B, bank.score_BN, counted_B, last_B, self.keep, rules.falls)
         return _State(
             step=length,
             live=live,
@@ -257,17 +258,6 @@ class ConstrainedBeam:
         """Hypotheses with their final score, -inf those that do not close."""
         score_BW = self.penalty(grown.score_BN, counted_B[:, None])
         return grown._replace(score_BN=jnp.where(closes_BW, score_BW, -jnp.inf))
-
-    def finished(
-        self, best_B: jax.Array, bank_BN: jax.Array, counted_B: jax.Array, last_B: jax.Array, rules: Rules
-    ) -> jax.Array:
-        """Whether no live hypothesis can still enter the bank, (B,) bool."""
-        exact = self.penalty._replace(stop=np.int32(penalties.EXACT))
-        # The bound takes it that sums only fall and that the score is monotone in the length; else the limit ends the search.
-        holds = (self.penalty.word == 0) | (self.penalty.alpha == 0)
-        for bias in (rules.bias, rules.first_bias):
-            holds &= True if bias is None else jnp.all(bias <= 0)
-        return exact.finished(best_B, bank_BN, counted_B, last_B, self.keep) & holds
 
 
 def phrases(sentences: Sequence[Sequence[Sequence[int]]], rules: Rules = Rules()) -> np.ndarray:  # noqa: B008

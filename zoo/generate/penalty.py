@@ -51,7 +51,7 @@ class Penalty(NamedTuple):
         base = jnp.where(self.gnmt, (5.0 + length) / 6.0, length)
         return (total - self.word * length) / base**self.alpha
 
-    def finished(self, best_B, bank_BW, length, limit_B, keep: int) -> jax.Array:
+    def finished(self, best_B, bank_BW, length, limit_B, keep: int, falls: jax.Array | bool = True) -> jax.Array:
         """Whether each sentence needs no further step, but for EMPTY, (B,) bool.
 
         Args:
@@ -59,12 +59,14 @@ class Penalty(NamedTuple):
           bank_BW: the scores of its finished hypotheses, best first, -inf where there is none.
           length: (B,) or () int32, tokens so far; ``limit_B`` the most.
           keep: how many hypotheses are wanted.
+          falls: () bool, whether sums can only fall; where a bias may raise them, EXACT goes on to the limit.
         """
         full_B = bank_BW[:, -1] > -jnp.inf
         now_B, last_B = self(best_B, length), self(best_B, limit_B)
         reach_B = jnp.where((self.alpha > 0), last_B, now_B)
-        # Log-probabilities only fall and the divisor is monotone: the most a beam can reach is its sum at one end or the other.
-        exact_B = jnp.maximum(self(best_B, length + 1), last_B) <= bank_BW[:, keep - 1]
+        # Sums only fall and the score is monotone in the length: the most that a beam can reach stands at one end or the other.
+        bounded = falls & ((self.word == 0) | (self.alpha == 0))
+        exact_B = bounded & (jnp.maximum(self(best_B, length + 1), last_B) <= bank_BW[:, keep - 1])
         rules_6B = jnp.stack(
             [
                 exact_B,

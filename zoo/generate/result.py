@@ -26,7 +26,8 @@ class Generated(NamedTuple):
       ids: (B, [n_best,] T) int32, T = ``max_len``, up to and with the end token, then padding.
       log_probs: (B, [n_best,] T) float32, the model's own log-probability of each token, 0 on padding.
       score: (B, [n_best]) float32, what the search ranks by: greedy search and sampling the sum of ``log_probs``, beam search
-        the sum of its scores under the length penalty. -inf where no token was possible, or no further hypothesis exists.
+        the sum of its scores under the length penalty, stochastic beam search the perturbed sum. -inf where no token was
+        possible, or no further hypothesis exists.
       length: (B, [n_best]) int32, the number of tokens with the end token; a row cut at its limit has none.
       steps: () int32, how often the decoder ran for this batch.
       attention: on request, name -> weights (B, H, T, S) float of every cross attention for the best hypothesis, row t the

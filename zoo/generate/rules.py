@@ -18,6 +18,7 @@ from zoo import core
 from zoo.generate import select
 
 NEVER = -1  # no token: fills the rows of ``stop`` from the left
+ROUNDING = 1e-6  # relative: 0.3 of 50 tokens are 15, though in float32 they come out a little above
 
 
 class Rules(NamedTuple):
@@ -63,10 +64,10 @@ class Rules(NamedTuple):
         """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit given as well goes on holding."""
         rules = self
         if self.min_ratio is not None:
-            fewest_B = jnp.ceil(self.min_ratio * source_len_B).astype(jnp.int32)
+            fewest_B = jnp.ceil(self.min_ratio * source_len_B * (1 - ROUNDING)).astype(jnp.int32)
             rules = rules._replace(min_len=jnp.maximum(rules.min_len, fewest_B), min_ratio=None)
         if self.limit_ratio is not None:
-            most_B = jnp.floor(self.limit_ratio * source_len_B).astype(jnp.int32)
+            most_B = jnp.floor(self.limit_ratio * source_len_B * (1 + ROUNDING)).astype(jnp.int32)
             most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
             rules = rules._replace(limit=most_B, limit_ratio=None)
         return rules
@@ -131,6 +132,19 @@ class Rules(NamedTuple):
     def changes(self) -> bool:
         """Whether ``change`` changes anything."""
         return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
+
+    def rise(self, left_B: jax.Array) -> jax.Array:
+        """The most that a bias above 0 can add to a hypothesis in so many more tokens, (B,) float32."""
+        most = lambda x: jnp.zeros((), jnp.float32) if x is None else jnp.maximum(jnp.max(x), 0.0)  # noqa: E731
+        return most(self.bias) * left_B + most(self.first_bias)
+
+    @property
+    def falls(self) -> jax.Array | bool:
+        """Whether a hypothesis's sum can only fall as it grows: () bool, False where a bias raises scores."""
+        falls = True
+        for bias in (self.bias, self.first_bias):
+            falls &= True if bias is None else jnp.all(bias <= 0)
+        return falls
 
     def forbid(self, scores_RV: jax.Array, step: jax.Array, batch: int) -> jax.Array:
         """Set to -inf padding, the start token, and the end token before the minimum length."""

@@ -33,7 +33,7 @@ def top_p(logits_RV: jax.Array, p: jax.Array | float) -> jax.Array:
     [[True, True, False]]
     """
     order_RV = _ordered(logits_RV)
-    return _keep(logits_RV, order_RV, _threshold(order_RV, jax.nn.softmax(logits_RV, axis=1), p))
+    return _keep(logits_RV, order_RV, _mass_threshold(order_RV, jax.nn.softmax(logits_RV, axis=1), p))
 
 
 def min_p(logits_RV: jax.Array, p: jax.Array | float) -> jax.Array:
@@ -47,7 +47,7 @@ def typical(logits_RV: jax.Array, p: jax.Array | float) -> jax.Array:
     prob_RV = jnp.exp(log_prob_RV)
     entropy_R1 = -jnp.sum(jnp.where(prob_RV > 0, prob_RV * log_prob_RV, 0), axis=1, keepdims=True)
     order_RV = _ordered(-jnp.abs(log_prob_RV + entropy_R1))
-    return _keep(logits_RV, order_RV, _threshold(order_RV, prob_RV, p))
+    return _keep(logits_RV, order_RV, _mass_threshold(order_RV, prob_RV, p))
 
 
 def gumbel(key_R: jax.Array, step: jax.Array, vocab: int) -> jax.Array:
@@ -86,6 +86,11 @@ def _threshold(order_RV: jax.Array, weight_RV: jax.Array, need: jax.Array | floa
         return jnp.where(enough_R1, higher_R1, found_R1)
 
     return lax.fori_loop(0, 32, try_bit, jnp.zeros((order_RV.shape[0], 1), jnp.uint32))
+
+
+def _mass_threshold(order_RV: jax.Array, prob_RV: jax.Array, p: jax.Array | float) -> jax.Array:
+    """The same for a mass p of probability, all of it being every token: rounded sums reach 1 before the tail."""
+    return jnp.where(p >= 1, jnp.uint32(0), _threshold(order_RV, prob_RV, p))
 
 
 def _keep(logits_RV: jax.Array, order_RV: jax.Array, threshold_R1: jax.Array) -> jax.Array:

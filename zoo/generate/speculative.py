@@ -90,10 +90,10 @@ def speculative(
 @functools.partial(jax.jit, static_argnames=("model", "draft", "max_len", "draft_len"))
 def _speculate(model, params, draft, draft_params, source, rules, *, max_len, draft_len):
     search, rules = facade.relate(single.Greedy(), rules, source)
+    # Guesses may stand behind the rows' limits, which ``rules`` has within ``max_len``.
     batch, length = jax.tree.leaves(source)[0].shape[0], max_len + draft_len
     decode, memory, cache = facade.bind(model, params, source, length, 1)
     draft_decode, draft_memory, draft_cache = facade.bind(draft, draft_params, source, length, 1)
-    rules = rules._replace(limit=rules.limits(batch, max_len))  # the buffers are longer: guesses may stand behind the limit
     choose = search.chooser(batch)
 
     def one_round(state: _State) -> _State:
