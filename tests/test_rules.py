@@ -294,9 +294,9 @@ def test_a_forced_prefix_costs_what_the_penalty_says(free):
 
 def test_a_bias_that_raises_scores_lets_no_search_stop_too_early():
     """Scores may rise then: the best hypothesis is still found, though it ends long after another."""
-    rows = table({EOS: 1.0, 3: 0.0}, *[{3: 0.0, EOS: 0.0}] * 3, {EOS: 0.0, 3: 0.0})
-    out = play(rows, beam(2, 0.0), bias=bias(6, add={3: 2.0}))
-    assert out.ids.tolist() == [[3] * 5]
+    rows = table({EOS: 3.0, 3: 0.0}, *[{3: 0.0}] * 6, {EOS: 0.0, 3: 0.0})
+    out = play(rows, beam(1, 0.0), bias=bias(6, add={3: 1.0}))
+    assert out.ids.tolist() == [[3] * 8]
 
 
 # --- lengths relative to the source -------------------------------------------------------------------------------------------

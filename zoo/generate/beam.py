@@ -193,7 +193,6 @@ class Beam:
         lives_GW = jnp.take_along_axis(goes_on_GC, from_GW, axis=1)
         live = take(grown, from_GW)
         live = live._replace(score_BN=jnp.where(lives_GW, live.score_BN, -jnp.inf))
-        best_G = jnp.max(live.score_BN, axis=1) + jnp.where(stop == penalties.EXACT, rules.rise(limit_G - length), 0.0)
         best_G, last_G = jnp.max(live.score_BN, axis=1), limit_G - (length - counted_G)
         keep = min(self.keep, W)
         finished_G = self.penalty.finished(best_G, bank.score_BN, counted_G, last_G, keep, rules.falls)
@@ -238,6 +237,8 @@ def _attention(outputs: core.Outputs, G: int, W: int) -> jax.Array:
     weights = [x.mean(axis=1)[:, 0] for name, x in outputs.attention.items() if name.endswith("cross")]
     if not weights:
         raise core.UserError("coverage needs a model with cross-attention: this one has none")
+    if len({x.shape[1] for x in weights}) > 1:
+        raise core.UserError("coverage needs one source: the models of this ensemble read sources of different lengths")
     return (sum(weights) / len(weights)).reshape(G, W, -1)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +53,12 @@ def generate(
     Raises:
       UserError: ``max_len`` is below 1, or a value of the search or of the rules cannot be meant.
     """
-    if max_len < 1:
-        raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, source, search, rules))):
         return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
-    batch = _batch(source)
-    rows = bucket(batch, 1) if _movable(source) else batch
-    padded = pad_source(source, rows, model)
-    search, length = search.canonical(batch, rows), room(max_len, model)
-    if length != max_len:
-        limit = max_len if rules.limit is None else np.minimum(rules.limit, max_len)
-        rules = rules._replace(limit=limit)
-    found = _generate(model, params, padded, search, rules.canonical(batch, rows), max_len=length, attention=attention)
-    return cut(found, batch, max_len, source)
+    fit = fitted((model,), source, max_len, rules)
+    search = search.canonical(fit.batch, fit.rows)
+    found = _generate(model, params, fit.source, search, fit.rules, max_len=fit.length, attention=attention)
+    return cut(found, fit.batch, max_len, source)
 
 
 def score(model: core.Seq2Seq, params: core.PyTree, source: core.PyTree, target: core.Tokens) -> tuple[jax.Array, jax.Array]:
@@ -91,15 +85,52 @@ def bucket(size: int, smallest: int) -> int:
     return smallest << max(-(-size // smallest) - 1, 0).bit_length()
 
 
-def room(length: int, model: core.Seq2Seq | None) -> int:
+class Fit(NamedTuple):
+    """A call's arguments in its bucket: what programs are compiled for.
+
+    Attributes:
+      source: of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket.
+      batch, rows: the caller's sentences, and with those added, which have limit 0.
+      length: T, the length of the buffers.
+      rules: ``Rules.canonical``, with the limit that was asked for.
+    """
+
+    source: core.PyTree
+    batch: int
+    rows: int
+    length: int
+    rules: Rules
+
+
+def fitted(models: Sequence[core.Seq2Seq], source: core.PyTree, max_len: int, rules: Rules, beyond: int = 0) -> Fit:
+    """The bucket of a call of these models; a source on several devices stays as it was placed.
+
+    Args:
+      models: those that read the source and the result; none is given more positions than it has learned, if the call fits.
+      beyond: how many positions more than ``max_len`` the caches hold.
+
+    Raises:
+      UserError: ``max_len`` is below 1, or a rule cannot be meant.
+    """
+    if max_len < 1:
+        raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
+    batch, movable = batch_of(source), _movable(source)
+    rows = bucket(batch, 1) if movable else batch
+    length = room(max_len + beyond, models, bucket(max_len, SHORTEST) + beyond) - beyond
+    rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len))
+    padded = pad_source(source, rows, models) if movable else source
+    return Fit(padded, batch, rows, length, rules.canonical(batch, rows))
+
+
+def room(length: int, models: Sequence[core.Seq2Seq], wanted: int | None = None) -> int:
     """The bucket of a length; the positions that a model has learned, where they hold the length and not its bucket."""
-    models = getattr(model, "models", [model])
-    learned = [most for m in models if (most := getattr(getattr(m, "config", None), "max_len", None)) and most >= length]
-    return min([bucket(length, SHORTEST), *learned])
+    members = [member for model in models for member in getattr(model, "models", (model,))]
+    learned = [most for m in members if (most := getattr(getattr(m, "config", None), "max_len", None)) and most >= length]
+    return min([bucket(length, SHORTEST) if wanted is None else wanted, *learned])
 
 
-def pad_source(source: core.PyTree, rows: int, model: core.Seq2Seq | None = None) -> core.PyTree:
-    """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket; one on several devices stays as it is."""
+def pad_source(source: core.PyTree, rows: int, models: Sequence[core.Seq2Seq] = ()) -> core.PyTree:
+    """A source of ``rows`` rows, each ``core.Tokens`` in it as long as its bucket."""
 
     def pad(leaf, length=None):
         more = [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1)
@@ -109,11 +140,11 @@ def pad_source(source: core.PyTree, rows: int, model: core.Seq2Seq | None = None
 
     def pad_node(node):
         if isinstance(node, core.Tokens):
-            length = room(node.ids.shape[1], model)
+            length = room(node.ids.shape[1], models)
             return core.Tokens(*(pad(leaf, length) for leaf in node))
         return pad(node)
 
-    return jax.tree.map(pad_node, source, is_leaf=_is_tokens) if _movable(source) else source
+    return jax.tree.map(pad_node, source, is_leaf=_is_tokens)
 
 
 def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
@@ -142,7 +173,8 @@ def _movable(source: core.PyTree) -> bool:
     return all(not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1 for x in jax.tree.leaves(source))
 
 
-def _batch(source: core.PyTree) -> int:
+def batch_of(source: core.PyTree) -> int:
+    """How many sentences a source has."""
     return jax.tree.leaves(source)[0].shape[0]
 
 
@@ -179,7 +211,7 @@ def _is_tokens(x) -> bool:
 def _generate(model, params, source, search, rules, *, max_len, attention):
     search, rules = relate(search, rules, source)
     decode, memory, cache = bind(model, params, source, max_len, search.rows)
-    return search(decode, memory, cache, _batch(source), max_len, rules, attention)
+    return search(decode, memory, cache, batch_of(source), max_len, rules, attention)
 
 
 @functools.partial(jax.jit, static_argnames="model")

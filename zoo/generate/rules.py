@@ -133,11 +133,6 @@ class Rules(NamedTuple):
         """Whether ``change`` changes anything."""
         return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
 
-    def rise(self, left_B: jax.Array) -> jax.Array:
-        """The most that a bias above 0 can add to a hypothesis in so many more tokens, (B,) float32."""
-        most = lambda x: jnp.zeros((), jnp.float32) if x is None else jnp.maximum(jnp.max(x), 0.0)  # noqa: E731
-        return most(self.bias) * left_B + most(self.first_bias)
-
     @property
     def falls(self) -> jax.Array | bool:
         """Whether a hypothesis's sum can only fall as it grows: () bool, False where a bias raises scores."""
@@ -200,7 +195,7 @@ class Rules(NamedTuple):
         return Rules(
             *(np.int32(x) for x in (self.start_id, self.end_id, self.pad_id)),
             min_len=row(self.min_len, 0),
-            limit=limit,
+            limit=row(np.iinfo(np.int32).max if self.limit is None else self.limit, 0),
             min_ratio=number(self.min_ratio),
             limit_ratio=number(self.limit_ratio),
             end_at_limit=np.bool_(self.end_at_limit),

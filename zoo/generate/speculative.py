@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from zoo import core
@@ -77,21 +76,16 @@ def speculative(
         )
     if draft_len < 1:
         raise core.UserError(f"draft_len is {draft_len}: the draft guesses at least 1 token a round; generate needs no draft")
-    if max_len < 1:
-        raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
-    batch = jax.tree.leaves(source)[0].shape[0]
-    rows, length = facade.bucket(batch, 1), facade.bucket(max_len, facade.SHORTEST)
-    rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len)).canonical(batch, rows)
-    padded = facade.pad_source(source, rows)
-    found = _speculate(model, params, draft, draft_params, padded, rules, max_len=length, draft_len=draft_len)
-    return facade.cut(found, batch, max_len, source)
+    fit = facade.fitted((model, draft), source, max_len, rules, draft_len)
+    found = _speculate(model, params, draft, draft_params, fit.source, fit.rules, max_len=fit.length, draft_len=draft_len)
+    return facade.cut(found, fit.batch, max_len, source)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "draft", "max_len", "draft_len"))
 def _speculate(model, params, draft, draft_params, source, rules, *, max_len, draft_len):
     search, rules = facade.relate(single.Greedy(), rules, source)
     # Guesses may stand behind the rows' limits, which ``rules`` has within ``max_len``.
-    batch, length = jax.tree.leaves(source)[0].shape[0], max_len + draft_len
+    batch, length = facade.batch_of(source), max_len + draft_len
     decode, memory, cache = facade.bind(model, params, source, length, 1)
     draft_decode, draft_memory, draft_cache = facade.bind(draft, draft_params, source, length, 1)
     choose = search.chooser(batch)

@@ -60,15 +60,11 @@ def stream(
     """
     if not isinstance(search, (Greedy, Sample)):
         raise core.UserError(f"search is {type(search).__name__}: stream Greedy() or Sample(...); for the others use generate")
-    if max_len < 1:
-        raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
-    batch = jax.tree.leaves(source)[0].shape[0]
-    rows, length = facade.bucket(batch, 1), facade.bucket(max_len, facade.SHORTEST)
-    source, search = facade.pad_source(source, rows), search.canonical(batch, rows)
-    rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len)).canonical(batch, rows)
-    state, memory, search, rules, done_R = _start(model, params, source, search, rules, max_len=length)
+    fit = facade.fitted((model,), source, max_len, rules)
+    search = search.canonical(fit.batch, fit.rows)
+    state, memory, search, rules, done_R = _start(model, params, fit.source, search, fit.rules, max_len=fit.length)
     make = functools.partial(_step, model, params, memory, search, rules)
-    return _read(make, state, done_R, max_len, batch * search.rows)
+    return _read(make, state, done_R, max_len, fit.batch * search.rows)
 
 
 def _read(make, state: single.State, done_R: jax.Array, max_len: int, rows: int) -> Iterator[Step]:
@@ -88,7 +84,7 @@ def _read(make, state: single.State, done_R: jax.Array, max_len: int, rows: int)
 def _start(model, params, source, search, rules, *, max_len):
     search, rules = facade.relate(search, rules, source)
     _, memory, cache = facade.bind(model, params, source, max_len, search.rows)
-    batch = jax.tree.leaves(source)[0].shape[0]
+    batch = facade.batch_of(source)
     state = single.begin(cache, batch * search.rows, max_len, rules, batch)
     return state, memory, search, rules, state.done_R
 
