@@ -14,7 +14,7 @@ import numpy as np
 from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
-from zoo.generate.facade import SHORTEST, bucket
+from zoo.generate.facade import bucket, room
 from zoo.text import Tokenizer
 
 ROWS = 64  # sentences decoded together at most
@@ -132,7 +132,7 @@ class Predictor:
         outputs = self.target_tokenizer.encode_batch(targets)
         results = [0.0] * len(texts)
         for rows, batch in self.batches(sources):
-            longest = bucket(max(len(outputs[row]) for row in rows), SHORTEST)
+            longest = room(max(len(outputs[row]) for row in rows), (self.model,))
             target = pad_tokens([outputs[row] for row in rows] + [[]] * (len(batch.ids) - len(rows)), longest)
             sums_B, _ = score(self.model, self.params, self.place(batch), target)
             for row, value in zip(rows, jax.device_get(sums_B), strict=False):
@@ -159,7 +159,7 @@ class Predictor:
         steps = stream(
             self.model,
             self.params,
-            pad_tokens([ids], bucket(len(ids), SHORTEST)),
+            pad_tokens([ids]),
             max_len=decoding.max_len,
             search=decoding.search(key[None]),
             rules=decoding.rules,
@@ -191,7 +191,7 @@ class Predictor:
         rows += -rows % self.multiple_of
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            length = bucket(len(sources[chosen[-1]]), SHORTEST)
+            length = room(len(sources[chosen[-1]]), (self.model,))
             yield chosen, pad_tokens([sources[row] for row in chosen] + [[]] * (rows - len(chosen)), length)
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:

@@ -82,7 +82,7 @@ def bucket(size: int, smallest: int) -> int:
     >>> bucket(17, 8)
     32
     """
-    return smallest << max(-(-size // smallest) - 1, 0).bit_length()
+    return smallest << max(-(-int(size) // smallest) - 1, 0).bit_length()
 
 
 class Fit(NamedTuple):
