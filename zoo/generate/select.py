@@ -45,9 +45,12 @@ def mask_tokens(logits_RV: jax.Array, banned: tuple[tuple[jax.Array | int, jax.A
 def log_sum_exp(logits_RV: jax.Array) -> jax.Array:
     """The number that turns a row of clean logits into log-probabilities, (R,) float32; -inf where the whole row is -inf."""
     x_RV = logits_RV.astype(jnp.float32)
-    top_R = jnp.max(x_RV, axis=1)
+    top_R = jnp.max(_block_maxima(x_RV), axis=1)
     top_R = jnp.where(top_R == -jnp.inf, 0.0, top_R)
-    return top_R + jnp.log(jnp.sum(jnp.exp(x_RV - top_R[:, None]), axis=1))
+    exp_RV = jnp.exp(x_RV - top_R[:, None])
+    # No sum of positive numbers is below one of them. But what is used twice is not fused with the sum, in which XLA on a CPU
+    # would compute it number by number.
+    return top_R + jnp.log(jnp.maximum(jnp.sum(exp_RV, axis=1), exp_RV[:, 0]))
 
 
 def log_prob(logit: jax.Array, normaliser: jax.Array) -> jax.Array:
