@@ -299,9 +299,9 @@ def two_steps_on_one_device(model):
     init = functools.partial(init_state, model, tx, model.config.example(1), jax.random.key(5))
     # Random bits may depend on the sharding of the computation that asks for them: all start from these values.
     start = state = jax.device_get(jax.jit(init)())
-    batch, key, one = uneven_batch(model, 16), jax.random.key(0), jax.jit(train_step)
+    batch, one = uneven_batch(model, 16), jax.jit(train_step)
     for _ in range(2):
-        state, metrics = one(state, batch, key)
+        state, metrics = one(state, batch)
     return init, train_step, batch, start, jax.device_get(state.params), divide(jax.device_get(metrics))
 
 
@@ -315,7 +315,7 @@ def test_many_devices_equal_one(subject, kind):
     places = jax.tree.map(lambda x: x.sharding, many.abstract(init))
     state, step = jax.device_put(start, places), many.compile_train(train_step)
     for _ in range(2):
-        state, shared_metrics = step(state, many.put(batch), many.put_key(jax.random.key(0)))
+        state, shared_metrics = step(state, many.put(batch))
     chex.assert_trees_all_close(jax.device_get(state.params), params, atol=2e-6)
     chex.assert_trees_all_close(divide(jax.device_get(shared_metrics)), metrics, rtol=1e-5)
     same = jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim), state, places)

@@ -21,7 +21,7 @@ from train.data import Batch
 from train.metrics import Metric, add, divide, token_metrics
 from train.optim import Optimizer, by_rules, learning_rate
 from train.parallel import Parallel
-from train.step import State, make_train_step
+from train.step import State, make_train_step, new_state
 from zoo import rnn, transformer
 from zoo.core import Tokens, UserError, pad_tokens
 from zoo.variants import abstract_params
@@ -193,7 +193,7 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
     mesh = parallel.make(Parallel("mesh", fsdp=2, model=2), transformer.Transformer.SHARDING)
     params = abstract_params(config)
     tx = optim.make(Optimizer("adamw", weight_decay=0.1), params, 10)
-    abstract = mesh.abstract(lambda: State(jnp.int32(0), params, tx.init(jax.tree.map(lambda x: jnp.zeros(x.shape), params))))
+    abstract = mesh.abstract(lambda: new_state(jax.tree.map(lambda x: jnp.zeros(x.shape), params), tx, jax.random.key(0)))
     kernel = abstract.params["encoder_0"]["feed_forward"]["inner"]["kernel"].sharding
     assert not kernel.is_fully_replicated
     moments = [
@@ -205,7 +205,8 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
 
 
 def tiny_state(step: int, value: float) -> State:
-    return State(jnp.int32(step), {"w": jnp.full((2, 3), value)}, {"m": jnp.full((2, 3), -value)})
+    state = new_state({"w": jnp.full((2, 3), value)}, optax.identity(), jax.random.key(7))
+    return state._replace(step=jnp.int32(step), opt_state={"m": jnp.full((2, 3), -value)})
 
 
 def save(checkpoints: Checkpoints, step: int, best: float):
@@ -270,12 +271,12 @@ def test_dropout_differs_between_steps_and_devices():
 
     def losses(devices, steps):
         many = parallel.make(Parallel(devices=devices))
-        step, key = many.compile_train(make_train_step(model, tx)), many.put_key(jax.random.key(1))
-        state = many.init(lambda: State(jnp.int32(0), params, tx.init(params)))
+        step = many.compile_train(make_train_step(model, tx))
+        state = many.init(lambda: new_state(params, tx, jax.random.key(1)))
         batch = many.put(jax.tree.map(lambda x: np.repeat(x, devices, axis=0), Batch(source, target, np.zeros(1))))
         found = []
         for _ in range(steps):
-            state, metrics = step(state, batch, key)
+            state, metrics = step(state, batch)
             found.append(divide(jax.device_get(metrics))["loss"])
         return found
 
@@ -297,7 +298,7 @@ def test_an_empty_batch_changes_nothing():
 
     @jax.jit
     def step(params):
-        return make_train_step(model, tx)(State(jnp.int32(0), params, tx.init(params)), Batch(*batch, None), jax.random.key(0))
+        return make_train_step(model, tx)(new_state(params, tx, jax.random.key(0)), Batch(*batch, None))
 
     state, _ = step(params)
     chex.assert_trees_all_equal(state.params, params)

@@ -77,7 +77,7 @@ class Checkpoints:
             raise self.no_space(step, f": {needed / 2**20:,.1f} MiB are needed and {free / 2**20:,.1f} are free")
         items = {
             "params": ocp.args.StandardSave(state.params),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            "optimizer": ocp.args.StandardSave(rest(state)),
             "data": ocp.args.JsonSave(progress),
             "model": ocp.args.JsonSave(model),
             "experiment": ocp.args.JsonSave(experiment),
@@ -109,7 +109,7 @@ class Checkpoints:
         """A checkpoint in the places that ``abstract`` names, whatever devices it was saved from."""
         path = self.directory / str(step)
         check_shapes(parameter_metadata(path), abstract.params, path)
-        template = {"step": abstract.step, "opt_state": abstract.opt_state}
+        template = rest(abstract)
         items = {"params": ocp.args.StandardRestore(abstract.params), "optimizer": ocp.args.StandardRestore(template)}
         try:
             found = self.manager.restore(step, args=ocp.args.Composite(**items))
@@ -117,11 +117,23 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint {path} cannot be read ({first_line(error)}): move it away to go on from an earlier one"
             ) from error
-        rest = found["optimizer"]
-        return Saved(State(rest["step"], found["params"], rest["opt_state"]), self.read_json(step, "data"))
+        parts = {**found["optimizer"], "params": found["params"]}
+        state = State(**parts | {"key": jax.random.wrap_key_data(parts["key"])})
+        return Saved(state, self.read_json(step, "data"))
 
     def close(self) -> None:
         self.manager.close()
+
+
+def rest(state: State) -> dict[str, PyTree]:
+    """All of a state but its parameters, of arrays or of shapes; Orbax wants the key's bits instead of a typed key."""
+    key = state.key
+    if isinstance(key, jax.ShapeDtypeStruct):
+        bits = jax.eval_shape(jax.random.key_data, key)
+        key = jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=key.sharding)
+    else:
+        key = jax.random.key_data(key)
+    return {name: part for name, part in state._asdict().items() if name != "params"} | {"key": key}
 
 
 def parameter_metadata(path: Path) -> dict[str, PyTree]:

@@ -52,7 +52,12 @@ class Training:
       eval_every: steps between two evaluations, each followed by a checkpoint.
       eval_examples: validation examples that are decoded at each evaluation; the loss is taken on all.
       samples: decoded examples shown at each evaluation.
+      save_every: steps between two checkpoints; 0: at evaluations only.
       keep_last: newest checkpoints kept, beside the best one.
+      max_failed_saves: checkpoints in a row that may fail to be written, on a full disk, before the run ends with exit code 3.
+      max_skipped: batches in a row that may give no finite loss and gradient before the run ends with exit code 4.
+      watchdog: seconds without a step after which all stacks are printed and the run ends; 0: wait for ever.
+      trace: write each step's example ids and loss, exactly, to trace.jsonl.
       tensorboard: write event files for TensorBoard too.
     """
 
@@ -62,8 +67,51 @@ class Training:
     eval_every: int = 1000
     eval_examples: int = 512
     samples: int = 3
+    save_every: int = 0
     keep_last: int = 2
+    max_failed_saves: int = 3
+    max_skipped: int = 10
+    watchdog: float = 1800.0
+    trace: bool = False
     tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the same numbers are computed: a run may be resumed with other values.
+
+    Attributes:
+      precision: of activations and products; parameters, their averages and the loss stay float32.
+      remat: compute the layers' activations again for the gradient instead of keeping them.
+      scan_layers: compile one layer and loop over it, where the variant's layers are alike.
+      logits_chunk: target positions whose logits exist at a time in training; 0: all.
+      attention: "auto" uses cuDNN's kernel where it can be used, "xla" never.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    scan_layers: bool = False
+    logits_chunk: int = 0
+    attention: Literal["auto", "xla"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The machines of a run, each of which starts this command.
+
+    Attributes:
+      kind: "one"; "auto", told by Slurm, Open MPI, GKE or Cloud TPU; "given", by the next three fields.
+      coordinator: address of the first host, host:port.
+      count: how many hosts.
+      index: which one this is.
+      timeout: seconds without a sign of life after which a host counts as lost, and the job ends.
+    """
+
+    kind: Literal["one", "auto", "given"] = "one"
+    coordinator: str = "127.0.0.1:9876"
+    count: int = 1
+    index: int = 0
+    timeout: int = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +126,9 @@ class Experiment:
       optimizer: how parameters are updated.
       training: how long, and what is seen on the way.
       decoding: how outputs are generated, in evaluation and afterwards.
+      compute: how the same numbers are computed.
       parallel: how the work is shared among devices.
+      hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF) or "text"
         (character error rate).
       seed: of the initial parameters, the order of the examples and dropout.
@@ -91,7 +141,9 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     decoding: Decoding = Decoding()
+    compute: Compute = Compute()
     parallel: Parallel = Parallel()
+    hosts: Hosts = Hosts()
     task: Literal["pronunciation", "translation", "text"] = "text"
     seed: int = 0
 
@@ -161,7 +213,7 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 
 # A run may be resumed with other values of these: they change how it is watched and where it runs, not what it learns.
-FREE = ("training", "parallel", "decoding")
+FREE = ("training", "compute", "parallel", "hosts", "decoding")
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:

@@ -136,7 +136,6 @@ class Run:
         train_step = self.parallel.compile_train(make_train_step(self.model, tx, training.label_smoothing))
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model))
         self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes)
-        key = self.parallel.put_key(jax.random.key(config.seed + 1))
         rate = optim.learning_rate(config.optimizer, training.steps)
         self.view.start(first)
         try:
@@ -145,7 +144,7 @@ class Run:
                 totals: dict = {}
                 for step in range(first + 1, training.steps + 1):
                     batch, tokens = next(stream)
-                    state, metrics = train_step(state, batch, key)
+                    state, metrics = train_step(state, batch)
                     totals = add(totals, metrics)
                     clock.tokens += tokens
                     if step % training.log_every == 0 or step == training.steps:

@@ -32,6 +32,8 @@ class Optimizer:
       weight_decay: adamw and sgd: parameters shrink by learning rate x weight_decay x the rule's factor at each step.
       decay_rules: (regex, factor of weight_decay); by default not biases, norms' scales and embeddings.
       rate_rules: (regex, factor of the learning rate); 0 freezes a parameter.
+      accumulate: batches whose gradients make one update.
+      ema: decay of the exponential moving average of the parameters, which is evaluated and exported instead of them; 0: none.
     """
 
     name: Literal["adam", "adamw", "adafactor", "sgd"] = "adam"
@@ -45,6 +47,8 @@ class Optimizer:
     weight_decay: float = 0.0
     decay_rules: Rules = ((r".*(bias|scale|embedding)", 0.0), (r".*", 1.0))
     rate_rules: Rules = ((r".*", 1.0),)
+    accumulate: int = 1
+    ema: float = 0.0
 
 
 def learning_rate(optimizer: Optimizer, steps: int) -> optax.Schedule:

@@ -70,11 +70,11 @@ class Pmap:
         self._replicated, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
     def compile_train(self, train_step: Callable) -> Callable:
-        """``step(state, batch, key) -> (state, metrics)``; the state passed in is consumed."""
+        """``step(state, batch) -> (state, metrics)``; the state passed in is consumed."""
         return jax.pmap(
             functools.partial(train_step, axis="data"),
             axis_name="data",
-            in_axes=(None, 0, None),
+            in_axes=(None, 0),
             out_axes=(None, None),
             devices=self.devices,
             donate_argnums=0,
@@ -102,10 +102,6 @@ class Pmap:
     def put_rows(self, batch: PyTree) -> PyTree:
         """A batch for a plain ``jit``, such as generation: its rows split over the devices."""
         return jax.device_put(batch, self._split)
-
-    def put_key(self, key: jax.Array) -> jax.Array:
-        """A random key for ``step``."""
-        return jax.device_put(key, self._replicated)
 
 
 class MeshParallel:
@@ -143,11 +139,11 @@ class MeshParallel:
         return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
 
     def compile_train(self, train_step: Callable) -> Callable:
-        """``step(state, batch, key) -> (state, metrics)``; the state passed in is consumed and keeps its places."""
+        """``step(state, batch) -> (state, metrics)``; the state passed in is consumed and keeps its places."""
 
-        def step(state, batch, key):
+        def step(state, batch):
             places = jax.tree_util.tree_map_with_path(self.sharding, state)
-            state, metrics = train_step(state, batch, key)
+            state, metrics = train_step(state, batch)
             return jax.lax.with_sharding_constraint(state, places), metrics
 
         return jax.jit(step, donate_argnums=0)
@@ -161,7 +157,3 @@ class MeshParallel:
         return jax.device_put(batch, self._split)
 
     put_rows = put
-
-    def put_key(self, key: jax.Array) -> jax.Array:
-        """A random key for ``step``."""
-        return jax.device_put(key, self._replicated)

@@ -36,11 +36,11 @@ def measure(path: Path) -> str:
     state = devices.init(partial(init_state, model, tx, config.example(1), jax.random.key(0)))
     step = devices.compile_train(make_train_step(model, tx, experiment.training.label_smoothing))
     source, target = (Tokens(x.ids, np.ones_like(x.mask)) for x in config.example(ROWS, SOURCE, TARGET))
-    batch, key = devices.put(Batch(source, target, np.arange(ROWS))), devices.put_key(jax.random.key(1))
+    batch = devices.put(Batch(source, target, np.arange(ROWS)))
     seconds = []
     for _ in range(STEPS + 1):
         start = time.perf_counter()
-        state, _ = step(state, batch, key)
+        state, _ = step(state, batch)
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - start)
     first, *rest = seconds

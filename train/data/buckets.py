@@ -26,6 +26,8 @@ class Batching:
     """At most this many batch shapes; each is compiled once."""
     window: int = 64
     """About this many batches are sorted by length together: more means less padding, fewer more randomness."""
+    pack: bool = False
+    """Put several short pairs into a row, told apart by segment ids; for models that attend by segment."""
 
     def admits(self, lengths_N2: np.ndarray) -> np.ndarray:
         """(N,) bool: which (source, target) lengths are within the limits."""
