@@ -50,7 +50,7 @@ class Journal:
         """Args: state: what the command begins with."""
         self.config, self.view, self.recorder, self.trace = config, view, recorder, trace
         self.skipped, self.in_a_row = int(state.skipped.total), int(state.skipped.in_a_row)
-        self._rate = optim.learning_rate(config.optimizer, config.training.steps)
+        self._rate = optim.learning_rate(config.optimizer, config.training.steps // config.optimizer.accumulate)
         self._unread: deque[tuple[int, Fed, dict[str, Metric]]] = deque()
         self._totals: dict[str, Metric] = {}
         self._lost: list[int] = []  # the examples of the batches left out in a row
@@ -94,7 +94,9 @@ class Journal:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         self._lost += example_ids
         self.recorder.note(step, {"skipped_example_ids": example_ids})
-        self.view.say(f"step {step}: the loss or gradient is not finite, nothing is learned from examples {listed(example_ids)}")
+        self.view.warn(
+            f"step {step}: the loss or gradient is not finite, nothing is learned from examples {listed(example_ids)}"
+        )
         if self.in_a_row >= self.config.training.max_skipped:
             raise Stopped(
                 NOT_FINITE,

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import zoo
 from train import evaluate, experiment, optim, parallel, report
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
 from train.journal import Fed, Journal
@@ -24,7 +25,7 @@ from train.survive import CANNOT_SAVE, NOT_FINITE, Programs, Signals, Stopped, W
 from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
-from zoo.checkpoint.orbax import CHECKPOINTS, find_step, steps
+from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor import Predictor
 from zoo.text import Tokenizer
@@ -42,11 +43,11 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
     """
     experiment.check(config)
     with Signals() as signals, Watchdog(config.training.watchdog) as watchdog:
-        checkpoints = open_workdir(config, workdir)
         try:
-            return Run(config, workdir, checkpoints, command, signals, watchdog).finish()
-        finally:
-            checkpoints.close()
+            with contextlib.closing(open_workdir(config, workdir)) as checkpoints:
+                return Run(config, workdir, checkpoints, command, signals, watchdog).finish()
+        except SaveFailed as error:
+            raise Stopped(CANNOT_SAVE, str(error)) from error
 
 
 def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
@@ -73,7 +74,9 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
 class Run:
     """One run: what it is made of, and the loop over it."""
 
-    def __init__(self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str, signals: Signals, watchdog: Watchdog):
+    def __init__(
+        self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str, signals: Signals, watchdog: Watchdog
+    ):
         self.start_time = time.monotonic()
         self.workdir, self.checkpoints, self.command = workdir, checkpoints, command
         self.signals, self.watchdog = signals, watchdog
@@ -89,6 +92,7 @@ class Run:
         self.model = self.config.model.build()
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.spent = 0.0  # seconds of earlier commands of this run
+        self.failed_saves = 0  # in a row
         self.predictor = Predictor(
             self.model,
             params=None,
@@ -118,7 +122,8 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Train what is left, then test; nothing if both are done."""
         path = self.workdir / report.RESULT
-        if self.latest is None or self.latest < self.config.training.steps:
+        steps = self.config.training.steps
+        if self.latest is None or self.latest < steps or (self.latest == steps and not self.evaluated()):
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
@@ -134,7 +139,7 @@ class Run:
         first = int(state.step)
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
-        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model))
+        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
         self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes)
         with (
             self.journal(state) as journal,
@@ -143,13 +148,13 @@ class Run:
             self.signals.held(),
         ):
             self.watchdog.alive()
-            if first == 0:
-                self.save(state, stream.get_state())
-            elif not self.evaluated:
-                journal.recorder.write(first, self.evaluate(state)[0])
+            if self.latest is None:  # a disk that is full or read-only is known before the first hour is spent
+                self.save(state, stream.get_state(), wait=True)
+            elif self.evaluates(first) and not self.evaluated():  # a signal broke it off
+                self.keep(state, stream.get_state(), journal, evaluates=True)
             for step in range(first + 1, training.steps + 1):
                 fed = next(stream)
-                with programs.watched(fed.shape, partial(self.view.say, f"step {step}: compiled again for {fed.shape}")):
+                with programs.watched(fed.shape, partial(self.view.warn, f"step {step}: compiled again for {fed.shape}")):
                     state, metrics = train_step(state, fed.batch)
                 journal.add(step, fed, metrics)
                 self.watchdog.alive()
@@ -158,7 +163,7 @@ class Run:
                     journal.log(step, stream.waited, peak=None)
                 if stop or self.evaluates(step) or (training.save_every and step % training.save_every == 0):
                     with journal.settled():
-                        self.keep(state, stream.get_state(), journal, evaluates=self.evaluates(step) and not stop)
+                        self.keep(state, stream.get_state(), journal, self.evaluates(step) and not stop, wait=stop or last)
                 if stop:
                     raise self.signals.end(step)
         if batches.dropped:
@@ -177,9 +182,13 @@ class Run:
     def begin(self, batches) -> tuple[State, Any]:
         """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
         config = self.config
-        tx = optim.make(config.optimizer, abstract_params(config.model), config.training.steps)
-        init = partial(init_state, self.model, tx, config.model.example(batch=1), jax.random.key(config.seed))
-        train_step = self.parallel.compile_train(make_train_step(self.model, tx, config.training.label_smoothing))
+        updates = config.training.steps // config.optimizer.accumulate
+        tx = optim.make(config.optimizer, abstract_params(config.model), updates)
+        example, key = config.model.example(batch=1), jax.random.key(config.seed)
+        init = partial(init_state, self.model, tx, example, key, config.optimizer)
+        train_step = self.parallel.compile_train(
+            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute)
+        )
         if self.latest is None:
             return self.parallel.init(init), train_step
         saved = self.checkpoints.restore(self.latest, self.parallel.abstract(init))
@@ -206,6 +215,10 @@ class Run:
     def evaluates(self, step: int) -> bool:
         """Whether the parameters after this step are to be evaluated."""
         return step % self.config.training.eval_every == 0 or step == self.config.training.steps
+
+    def evaluated(self) -> bool:
+        """Whether the checkpoint that this command began with has been."""
+        return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -235,15 +248,15 @@ class Run:
         """Wall time of the whole run, earlier commands included."""
         return self.spent + time.monotonic() - self.start_time
 
-    def keep(self, state: State, iterator: dict, journal: Journal, evaluates: bool) -> None:
-        """Save this step; if it is evaluated, with its score, or without it if that is broken off."""
+    def keep(self, state: State, iterator: dict, journal: Journal, evaluates: bool, wait: bool = False) -> None:
+        """Save this step: with its score, if it is evaluated and that is not broken off."""
         best = None
         try:
             if evaluates:
                 values, best = self.evaluate(state)
                 journal.recorder.write(int(state.step), values)
         finally:
-            self.save(state, iterator, best)
+            self.save(state, iterator, best, wait)
 
     def evaluate(self, state: State) -> tuple[dict[str, float], float]:
         """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
@@ -262,20 +275,60 @@ class Run:
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
         return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
 
-    def save(self, state: State, iterator: dict, best: float | None = None) -> None:
-        """A checkpoint. Raises Stopped if too many could not be written, or if this one must be and cannot."""
-        step = int(state.step)
-        progress = {"iterator": iterator, "seconds": self.seconds(), "evaluated": best is not None}
-        predictor = dataclasses.replace(self.predictor, params=averaged(state))
-        self.checkpoints.save(state, progress, describe(predictor), experiment.to_json(self.config), best)
+    def save(self, state: State, iterator: dict, best: float | None = None, wait: bool = False) -> None:
+        """A checkpoint.
+
+        Args:
+          state: what is saved.
+          iterator: the place in the data.
+          best: the score that the best checkpoint is chosen by; None: not measured.
+          wait: until it is on the disk and verified, since there may be no later one.
+
+        Raises:
+          Stopped: this one must be written and cannot, too many before could not, or there are parameters not worth keeping.
+        """
+        if not bool(all_finite(state)):
+            raise Stopped(
+                NOT_FINITE,
+                f"the parameters after step {int(state.step)} are not finite and not saved, the checkpoints before are good: "
+                "lower optimizer.learning_rate in a new --workdir",
+            )
+        progress = {"iterator": iterator, "seconds": self.seconds()}
+        model = describe(dataclasses.replace(self.predictor, params=averaged(state)))
+        with self.may_fail():
+            newest = self.checkpoints.latest()
+            self.checkpoints.finish()
+            if self.checkpoints.latest() != newest:
+                self.failed_saves = 0
+        with self.may_fail(must=wait):
+            self.checkpoints.save(state, progress, model, experiment.to_json(self.config), best)
+            if wait:
+                self.checkpoints.finish()
+
+    @contextlib.contextmanager
+    def may_fail(self, must: bool = False) -> Iterator[None]:
+        """Say that a checkpoint could not be written, and go on; but not too often, and not if it must be."""
+        try:
+            yield
+        except SaveFailed as error:
+            self.failed_saves += 1
+            if must or self.failed_saves >= self.config.training.max_failed_saves:
+                raise Stopped(CANNOT_SAVE, str(error)) from error
+            self.view.warn(f"{error}; training goes on and tries again")
 
     def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
-        """The heatmap of one example, the longest that is not too long of a few; None for a model without attention."""
+        """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
-        path.parent.mkdir(exist_ok=True)
-        return path if report.heatmap(prediction, path) else None
+        try:
+            path.parent.mkdir(exist_ok=True)
+            return path if report.heatmap(prediction, path) else None
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            self.view.warn(f"no disk space is left for {path}")
+            return None
 
     def test(self) -> dict[str, Any]:
         """The best checkpoint's score on the whole test split, written to result.json."""
@@ -310,3 +363,10 @@ class Run:
 def averaged(state: State) -> Any:
     """The parameters that are evaluated and exported: their moving average, where there is one."""
     return state.params if state.ema is None else state.ema
+
+
+@jax.jit
+def all_finite(state: State) -> jax.Array:
+    """Whether no floating-point number of the state is infinite or none at all."""
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]).all()
