@@ -98,6 +98,21 @@ def test_shapes_and_finiteness(subject):
     assert not s.apply(s.source, s.target).attention, "attention came unasked"
 
 
+def test_logits_are_made_of_the_hidden_state(subject):
+    """All of them, or a chunk of positions at a time; whoever reads the hidden state alone computes no (B, T, V)."""
+    s = subject
+    outputs = s.apply(s.source, s.target)
+    chex.assert_trees_all_close(s.apply(outputs.hidden, method="logits"), outputs.logits, atol=1e-6)
+    chex.assert_trees_all_close(s.apply(outputs.hidden[:, 2:4], method="logits"), outputs.logits[:, 2:4], atol=1e-6)
+
+    config = dataclasses.replace(s.model.config, source_vocab_size=43, target_vocab_size=43)  # a number seen nowhere else
+    model, params = config.build(), abstract_params(config)
+    both = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target)).lower(params).as_text()
+    hidden = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target).hidden).lower(params).as_text()
+    assert f"tensor<{BATCH}x{TARGET}x43xf32>" in both
+    assert f"tensor<{BATCH}x{TARGET}x43xf32>" not in hidden
+
+
 def test_parameters_do_not_depend_on_the_example(subject):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(subject.model.config), subject.params)
 

@@ -3,14 +3,15 @@
 CONFIG.py is a Python file that sets ``experiment``, a ``train.experiment.Experiment``; it is run. Every field can be changed
 by an option; ``python -m train CONFIG.py --help`` lists them. Repeating a command continues its run.
 
-Exit codes: 0 done; 1 a fault of the program, with a traceback; 2 bad input, with one sentence; 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 a fault of the program, with a traceback, or no step for long (training.watchdog), with all stacks; 2 bad
+input, with one sentence; 3 the disk is full or checkpoints cannot be written; 4 no finite loss or gradient; 42 stopped by
+SIGTERM or Ctrl-C, with the step saved. After 3, 4 and 42 the same command continues. A second signal ends the process at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import io
 import re
 import runpy
@@ -18,6 +19,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from train.survive import CANNOT_SAVE, INTERRUPTED, Stopped, disk_is_full
 from zoo.core import UserError
 
 USAGE = "usage: python -m train CONFIG.py --workdir DIR [--field.name value ...]"
@@ -40,20 +42,23 @@ def main(arguments: list[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] in ("zoo", "train", "configs"):
             raise
         return complain(f"{error.name} is not installed: pip install 'seq2seq-zoo[train]'")
+    except Stopped as stopped:
+        print(f"{'' if stopped.code == INTERRUPTED else 'error: '}{stopped}", file=sys.stderr)
+        return stopped.code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not disk_is_full(error):
             raise
-        return complain(f"no disk space is left ({error.filename or error}): free some and repeat the command to continue")
-    except KeyboardInterrupt:
-        print("interrupted; repeat the command to continue from the last checkpoint", file=sys.stderr)
+        sentence = f"no disk space is left ({error.filename or error}): free some and repeat the command to continue"
+        return complain(sentence, CANNOT_SAVE)
+    except KeyboardInterrupt:  # before the run began
         return 130
     return 0
 
 
-def complain(sentence: str) -> int:
+def complain(sentence: str, code: int = 2) -> int:
     """Print the one sentence; 2 is the exit code of bad input."""
     print(f"error: {sentence}", file=sys.stderr)
-    return 2
+    return code
 
 
 def read_config(name: str):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from train.data import Batching, Files, Tfds
 from train.optim import Optimizer
 from train.parallel import Parallel
+from train.step import Compute
 from train.tasks import TASKS
 from zoo.core import ModelConfig, UserError
 from zoo.decoding import Decoding
@@ -74,25 +75,6 @@ class Training:
     watchdog: float = 1800.0
     trace: bool = False
     tensorboard: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How the same numbers are computed: a run may be resumed with other values.
-
-    Attributes:
-      precision: of activations and products; parameters, their averages and the loss stay float32.
-      remat: compute the layers' activations again for the gradient instead of keeping them.
-      scan_layers: compile one layer and loop over it, where the variant's layers are alike.
-      logits_chunk: target positions whose logits exist at a time in training; 0: all.
-      attention: "auto" uses cuDNN's kernel where it can be used, "xla" never.
-    """
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    logits_chunk: int = 0
-    attention: Literal["auto", "xla"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

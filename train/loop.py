@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import zoo
 from train import evaluate, experiment, optim, parallel, report
-from train.checkpoint import Checkpoints
-from train.data import Example, Tokenized, bucket_shapes, eval_batches, prefetch_to_device, train_batches
+from train.checkpoint import Checkpoints, SaveFailed
+from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
-from train.metrics import add, divide
+from train.journal import Fed, Journal
 from train.step import State, init_state, make_eval_step, make_train_step
+from train.survive import CANNOT_SAVE, NOT_FINITE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
-from zoo.checkpoint.orbax import CHECKPOINTS, find_step, steps
+from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor import Predictor
 from zoo.text import Tokenizer
@@ -36,13 +39,15 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
 
     Raises:
       UserError: bad input of any kind; whatever had been saved before is intact.
+      Stopped: by a signal, or for want of disk space or of finite numbers; with the command's exit code.
     """
     experiment.check(config)
-    checkpoints = open_workdir(config, workdir)
-    try:
-        return Run(config, workdir, checkpoints, command).finish()
-    finally:
-        checkpoints.close()
+    with Signals() as signals, Watchdog(config.training.watchdog) as watchdog:
+        try:
+            with contextlib.closing(open_workdir(config, workdir)) as checkpoints:
+                return Run(config, workdir, checkpoints, command, signals, watchdog).finish()
+        except SaveFailed as error:
+            raise Stopped(CANNOT_SAVE, str(error)) from error
 
 
 def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
@@ -69,9 +74,12 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
 class Run:
     """One run: what it is made of, and the loop over it."""
 
-    def __init__(self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str):
+    def __init__(
+        self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str, signals: Signals, watchdog: Watchdog
+    ):
         self.start_time = time.monotonic()
         self.workdir, self.checkpoints, self.command = workdir, checkpoints, command
+        self.signals, self.watchdog = signals, watchdog
         self.view = View(config.training.steps)
         self.task = TASKS[config.task]
         self.latest = checkpoints.latest()
@@ -84,13 +92,14 @@ class Run:
         self.model = self.config.model.build()
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.spent = 0.0  # seconds of earlier commands of this run
+        self.failed_saves = 0  # in a row
         self.predictor = Predictor(
             self.model,
             params=None,
             source_tokenizer=self.source_tokenizer,
             target_tokenizer=self.target_tokenizer,
             decoding=config.decoding,
-            place=self.parallel.put_rows,
+            place=self.place,
             multiple_of=self.parallel.rows,
         )
 
@@ -113,7 +122,8 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Train what is left, then test; nothing if both are done."""
         path = self.workdir / report.RESULT
-        if self.latest is None or self.latest < self.config.training.steps:
+        steps = self.config.training.steps
+        if self.latest is None or self.latest < steps or (self.latest == steps and not self.evaluated()):
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
@@ -123,42 +133,39 @@ class Run:
 
     def train(self) -> None:
         """The loop: step, log, and every so often evaluate and save."""
-        config, training = self.config, self.config.training
+        training = self.config.training
         batches, shapes = self.training_batches()
-        source, target = config.model.example(batch=1)
-        tx = optim.make(config.optimizer, abstract_params(config.model), training.steps)
-        init = partial(init_state, self.model, tx, (source, target), jax.random.key(config.seed))
-        state = self.restore(batches, init) if self.latest is not None else self.parallel.init(init)
+        state, train_step = self.begin(batches)
         first = int(state.step)
-        self.view.parameters(type(config.model).__name__.removesuffix("Config"), state.params)
+        self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
-        recorder = report.Recorder(self.workdir, first, training.tensorboard)
-        train_step = self.parallel.compile_train(make_train_step(self.model, tx, training.label_smoothing))
-        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model))
+        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
         self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes)
-        rate = optim.learning_rate(config.optimizer, training.steps)
-        self.view.start(first)
-        try:
-            with prefetch_to_device(batches, self.put) as stream:
-                clock = Clock(first, training.steps)
-                totals: dict = {}
-                for step in range(first + 1, training.steps + 1):
-                    batch, tokens = next(stream)
-                    state, metrics = train_step(state, batch)
-                    totals = add(totals, metrics)
-                    clock.tokens += tokens
-                    if step % training.log_every == 0 or step == training.steps:
-                        values = {f"train/{name}": value for name, value in divide(jax.device_get(totals)).items()}
-                        values |= clock.lap(step) | {"train/learning_rate": float(rate(step - 1))}
-                        self.view.step(step, values, clock.seconds_left(step))
-                        recorder.write(step, values)
-                        totals = {}
-                    if step % training.eval_every == 0 or step == training.steps:
-                        recorder.write(step, self.evaluate_and_save(state, stream.get_state()))
-                        clock.restart()
-        finally:
-            self.view.stop()
-            recorder.close()
+        with (
+            self.journal(state) as journal,
+            Programs() as programs,
+            prefetch_to_device(batches, self.feed) as stream,
+            self.signals.held(),
+        ):
+            self.watchdog.alive()
+            if self.latest is None:  # a disk that is full or read-only is known before the first hour is spent
+                self.save(state, stream.get_state(), wait=True)
+            elif self.evaluates(first) and not self.evaluated():  # a signal broke it off
+                self.keep(state, stream.get_state(), journal, evaluates=True)
+            for step in range(first + 1, training.steps + 1):
+                fed = next(stream)
+                with programs.watched(fed.shape, partial(self.view.warn, f"step {step}: compiled again for {fed.shape}")):
+                    state, metrics = train_step(state, fed.batch)
+                journal.add(step, fed, metrics)
+                self.watchdog.alive()
+                stop, last = self.signals.asked(), step == training.steps
+                if step % training.log_every == 0 or last:
+                    journal.log(step, stream.waited, peak=None)
+                if stop or self.evaluates(step) or (training.save_every and step % training.save_every == 0):
+                    with journal.settled():
+                        self.keep(state, stream.get_state(), journal, self.evaluates(step) and not stop, wait=stop or last)
+                if stop:
+                    raise self.signals.end(step)
         if batches.dropped:
             self.view.say(
                 f"{batches.dropped:,} training examples were left out: longer than batching.max_source_len or max_target_len"
@@ -172,48 +179,156 @@ class Run:
         host = (jax.process_index(), jax.process_count())
         return train_batches(data, batching, shapes, self.config.seed, host), shapes
 
-    def restore(self, batches, init) -> State:
-        """The newest checkpoint's state; the data goes on where it was."""
+    def begin(self, batches) -> tuple[State, Any]:
+        """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
+        config = self.config
+        updates = config.training.steps // config.optimizer.accumulate
+        tx = optim.make(config.optimizer, abstract_params(config.model), updates)
+        example, key = config.model.example(batch=1), jax.random.key(config.seed)
+        init = partial(init_state, self.model, tx, example, key, config.optimizer)
+        train_step = self.parallel.compile_train(
+            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute)
+        )
+        if self.latest is None:
+            return self.parallel.init(init), train_step
         saved = self.checkpoints.restore(self.latest, self.parallel.abstract(init))
         batches.set_state(saved.progress["iterator"])
         self.spent = saved.progress["seconds"]
-        self.view.say(f"continuing at step {self.latest} of {self.config.training.steps}")
-        return saved.state
+        self.view.say(f"continuing at step {self.latest} of {config.training.steps}")
+        return saved.state, train_step
+
+    @contextlib.contextmanager
+    def journal(self, state: State) -> Iterator[Journal]:
+        """What is left of the steps to come; lines of steps after this state's are dropped."""
+        training, first = self.config.training, int(state.step)
+        recorder = report.Recorder(self.workdir, first, training.tensorboard)
+        trace = report.Lines(self.workdir / report.TRACE, first) if training.trace else None
+        self.view.start(first)
+        try:
+            yield Journal(self.config, state, self.view, recorder, trace)
+        finally:
+            self.view.stop()
+            recorder.close()
+            if trace is not None:
+                trace.close()
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the parameters after this step are to be evaluated."""
+        return step % self.config.training.eval_every == 0 or step == self.config.training.steps
+
+    def evaluated(self) -> bool:
+        """Whether the checkpoint that this command began with has been."""
+        return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
 
-    def put(self, batch) -> tuple[Any, int]:
-        """A batch on its devices, and its number of real tokens."""
-        return self.parallel.put(batch), int(batch.source.mask.sum() + batch.target.mask.sum())
+    def feed(self, batch: Batch) -> Fed:
+        """A training batch on its devices, checked before."""
+        tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
+        shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
+        return Fed(self.put(batch), shape, batch.example_ids[batch.example_ids >= 0], tokens, flops=0.0)
+
+    def put(self, batch: Batch) -> Batch:
+        """A batch on its devices, if all its ids are in the vocabularies."""
+        check_ids(batch, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size)
+        return self.parallel.put(batch)
+
+    def place(self, source: Any) -> Any:
+        """Sources on their devices, between two batches of an evaluation."""
+        self.breathe()
+        return self.parallel.put_rows(source)
+
+    def breathe(self) -> None:
+        """Called between two batches of an evaluation: it goes on, and a signal breaks it off."""
+        self.watchdog.alive()
+        self.signals.check()
 
     def seconds(self) -> float:
         """Wall time of the whole run, earlier commands included."""
         return self.spent + time.monotonic() - self.start_time
 
-    def evaluate_and_save(self, state: State, iterator: dict) -> dict[str, float]:
-        """Scores on the validation split, shown and returned; a checkpoint; a heatmap."""
-        training = self.config.training
-        step = int(state.step)
-        values = evaluate.teacher_forced(self.eval_step, state.params, self.eval_batches, self.parallel.put)
-        predictor = dataclasses.replace(self.predictor, params=state.params)
+    def keep(self, state: State, iterator: dict, journal: Journal, evaluates: bool, wait: bool = False) -> None:
+        """Save this step: with its score, if it is evaluated and that is not broken off."""
+        best = None
+        try:
+            if evaluates:
+                values, best = self.evaluate(state)
+                journal.recorder.write(int(state.step), values)
+        finally:
+            self.save(state, iterator, best, wait)
+
+    def evaluate(self, state: State) -> tuple[dict[str, float], float]:
+        """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
+        training, step, params = self.config.training, int(state.step), averaged(state)
+
+        def put(batch):
+            self.breathe()
+            return self.put(batch)
+
+        values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
+        predictor = dataclasses.replace(self.predictor, params=params)
         examples = evaluate.spread(self.validation, training.eval_examples)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
-        best = scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
-        progress = {"iterator": iterator, "seconds": self.seconds()}
-        self.checkpoints.save(state, progress, describe(predictor), experiment.to_json(self.config), best)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
-        return values
+        return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
+
+    def save(self, state: State, iterator: dict, best: float | None = None, wait: bool = False) -> None:
+        """A checkpoint.
+
+        Args:
+          state: what is saved.
+          iterator: the place in the data.
+          best: the score that the best checkpoint is chosen by; None: not measured.
+          wait: until it is on the disk and verified, since there may be no later one.
+
+        Raises:
+          Stopped: this one must be written and cannot, too many before could not, or there are parameters not worth keeping.
+        """
+        if not bool(all_finite(state)):
+            raise Stopped(
+                NOT_FINITE,
+                f"the parameters after step {int(state.step)} are not finite and not saved, the checkpoints before are good: "
+                "lower optimizer.learning_rate in a new --workdir",
+            )
+        progress = {"iterator": iterator, "seconds": self.seconds()}
+        model = describe(dataclasses.replace(self.predictor, params=averaged(state)))
+        with self.may_fail():
+            newest = self.checkpoints.latest()
+            self.checkpoints.finish()
+            if self.checkpoints.latest() != newest:
+                self.failed_saves = 0
+        with self.may_fail(must=wait):
+            self.checkpoints.save(state, progress, model, experiment.to_json(self.config), best)
+            if wait:
+                self.checkpoints.finish()
+
+    @contextlib.contextmanager
+    def may_fail(self, must: bool = False) -> Iterator[None]:
+        """Say that a checkpoint could not be written, and go on; but not too often, and not if it must be."""
+        try:
+            yield
+        except SaveFailed as error:
+            self.failed_saves += 1
+            if must or self.failed_saves >= self.config.training.max_failed_saves:
+                raise Stopped(CANNOT_SAVE, str(error)) from error
+            self.view.warn(f"{error}; training goes on and tries again")
 
     def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
-        """The heatmap of one example, the longest that is not too long of a few; None for a model without attention."""
+        """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
-        path.parent.mkdir(exist_ok=True)
-        return path if report.heatmap(prediction, path) else None
+        try:
+            path.parent.mkdir(exist_ok=True)
+            return path if report.heatmap(prediction, path) else None
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            self.view.warn(f"no disk space is left for {path}")
+            return None
 
     def test(self) -> dict[str, Any]:
         """The best checkpoint's score on the whole test split, written to result.json."""
@@ -245,26 +360,13 @@ class Run:
         return next((source for source in sources if source.isalpha()), sources[0])
 
 
-class Clock:
-    """Speed between two logged steps, evaluation left out, and the time that is left."""
+def averaged(state: State) -> Any:
+    """The parameters that are evaluated and exported: their moving average, where there is one."""
+    return state.params if state.ema is None else state.ema
 
-    def __init__(self, step: int, steps: int):
-        self.tokens, self.step, self.steps, self.per_step = 0, step, steps, 0.0
-        self.restart()
 
-    def restart(self) -> None:
-        """Do not count the time since the last lap."""
-        self.since = time.monotonic()
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Tokens and steps a second since the last lap."""
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        speed = {"train/tokens_per_second": self.tokens / seconds, "train/steps_per_second": (step - self.step) / seconds}
-        self.per_step = seconds / max(step - self.step, 1)
-        self.tokens, self.step = 0, step
-        self.restart()
-        return speed
-
-    def seconds_left(self, step: int) -> float:
-        """At the speed of the last lap."""
-        return self.per_step * (self.steps - step)
+@jax.jit
+def all_finite(state: State) -> jax.Array:
+    """Whether no floating-point number of the state is infinite or none at all."""
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]).all()

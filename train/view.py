@@ -32,6 +32,10 @@ class View:
         """A plain line."""
         self.console.print(escape(text))
 
+    def warn(self, text: str) -> None:
+        """A line that must not be overlooked."""
+        self.console.print(f"[bold red]warning:[/bold red] {escape(text)}")
+
     def parameters(self, name: str, params: PyTree) -> None:
         """How many parameters each part has."""
         table = Table("part", "parameters", title=f"{name}: parameters")

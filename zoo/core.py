@@ -3,6 +3,7 @@
     encode(source, train)              -> memory          everything the decoder needs from the source, computed once
     init_cache(memory, max_len, ...)   -> cache           a plain pytree that decoding carries along
     decode(tokens, memory, cache=None) -> outputs, cache  all tokens teacher-forced, or one (or n) more with a cache
+    logits(hidden)                     -> logits          the product over the vocabulary, which decode ends with
     __call__(source, target)           =  decode(shift_right(target), encode(source))
 
 A model is a Flax Linen module with nothing but the ``params`` collection and the ``dropout`` rng, so that
@@ -74,10 +75,13 @@ class Outputs(NamedTuple):
     Attributes:
       logits: (B, T, V) unnormalised log-probabilities of the next token.
       attention: on request, name -> weights (B, H, queries, keys); names end in ``self`` or ``cross``. Empty otherwise.
+      hidden: (B, T, D) what the model's ``logits`` makes the logits of; None where no one model made them. Under jit, who reads
+        ``hidden`` and not ``logits`` never computes the latter: a loss over large vocabularies takes them a chunk at a time.
     """
 
     logits: jax.Array
     attention: dict[str, jax.Array]
+    hidden: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ class ModelConfig:
 
 
 class Seq2Seq(nn.Module):
-    """Base of every model: the contract of this file. Subclasses define ``encode``, ``init_cache`` and ``decode``.
+    """Base of every model: the contract of this file. Subclasses define ``encode``, ``init_cache``, ``decode`` and ``logits``.
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
@@ -139,6 +143,10 @@ class Seq2Seq(nn.Module):
         attention: bool = False,
     ) -> tuple[Outputs, PyTree]:
         """Read T tokens and predict the one after each; with a cache, continue where it ended."""
+        raise NotImplementedError
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """The logits (B, T, V) of ``Outputs.hidden``, or of some of its positions: the last thing that ``decode`` does."""
         raise NotImplementedError
 
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:

@@ -142,7 +142,11 @@ class Sutskever(Seq2Seq):
             x_BTD = self.drop(x_BTD, deterministic=not train)
             carry, x_BTD = layer(x_BTD, carry=carry)
             state.append(carry)
-        return Outputs(self.output(self.drop(x_BTD, deterministic=not train)), {}), tuple(state)
+        x_BTD = self.drop(x_BTD, deterministic=not train)
+        return Outputs(self.logits(x_BTD), {}, x_BTD), tuple(state)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.output(hidden_BTD)
 
     # The names of torch.nn.RNN or torch.nn.LSTM (as ``encoder`` and ``decoder``) beside Embedding and Linear.
     RULES: ClassVar = (
@@ -205,7 +209,10 @@ class Cho(Seq2Seq):
         carry, h_BTD = scan_cell(cudnn_gru_step, weights, gates_BTG, h_BD)
         readout_BTF = self.readout_state(h_BTD) + self.readout_token(y_BTD) + self.readout_summary(c_B1D)
         s_BTF = self.drop(maxout(readout_BTF), deterministic=not train)
-        return Outputs(self.output(s_BTF), {}), carry
+        return Outputs(self.logits(s_BTF), {}, s_BTF), carry
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.output(hidden_BTD)
 
     # No torch module has this GRU; the names are those of a port made of Embedding, Linear and bare matrices.
     RULES: ClassVar = (

@@ -159,7 +159,10 @@ class Bahdanau(Seq2Seq):
         s_BTD, c_BTD, alpha_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
         readout_BTF = self.readout_state(s_BTD) + self.readout_token(y_BTD) + self.readout_context(c_BTD)
         t_BTF = self.drop(maxout(readout_BTF), deterministic=not train)
-        return Outputs(self.output(t_BTF), {"cross": alpha_BTS[:, None]} if attention else {}), s_BD
+        return Outputs(self.logits(t_BTF), {"cross": alpha_BTS[:, None]} if attention else {}, t_BTF), s_BD
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.output(hidden_BTD)
 
     # The names of a port made of torch.nn.Embedding, Linear and bare matrices.
     RULES: ClassVar = (
@@ -293,8 +296,11 @@ class Luong(Seq2Seq):
         gates_TBG = jnp.swapaxes(input_gates(y_BTD, layers[0]), 0, 1)
         cache, over_time = jax.lax.scan(step, cache, (gates_TBG, masks))
         attentional_BTD, a_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
-        logits_BTV = self.output(self.drop(attentional_BTD, deterministic=not train))
-        return Outputs(logits_BTV, {"cross": a_BTS[:, None]} if attention else {}), cache
+        hidden_BTD = self.drop(attentional_BTD, deterministic=not train)
+        return Outputs(self.logits(hidden_BTD), {"cross": a_BTS[:, None]} if attention else {}, hidden_BTD), cache
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.output(hidden_BTD)
 
     def dropout_masks(self, shape: tuple[int, int], train: bool) -> list[jax.Array]:
         """Scaled masks between the decoder's layers, drawn before the scan: (T, B, D) each, or ones (T, 1, 1)."""

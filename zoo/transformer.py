@@ -284,13 +284,13 @@ class Transformer(Seq2Seq):
         if c.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
         new_cache = None if cache is None else DecoderCache(AppendOnly(tuple(new_layers)), beam_RN, index + T)
-        return Outputs(self.logits(x_BTD), weights if attention else {}), new_cache
+        return Outputs(self.logits(x_BTD), weights if attention else {}, x_BTD), new_cache
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The output product, with the target embedding's transpose where it is shared: (B, T, V)."""
         if self.config.share_embeddings == "none":
-            return self.output(x_BTD)
-        return (self.embedding if self.config.share_embeddings == "all" else self.target_embedding).attend(x_BTD)
+            return self.output(hidden_BTD)
+        return (self.embedding if self.config.share_embeddings == "all" else self.target_embedding).attend(hidden_BTD)
 
     def check_length(self, length: int) -> None:
         if self.config.positions == "learned" and length > self.config.max_len:
