@@ -332,6 +332,7 @@ class Run:
 
     def test(self) -> dict[str, Any]:
         """The best checkpoint's score on the whole test split, written to result.json."""
+        self.checkpoints.finish()
         test = self.test_examples
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
