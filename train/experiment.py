@@ -47,7 +47,7 @@ class Training:
     """How long, and what is seen on the way.
 
     Attributes:
-      steps: updates in all.
+      steps: batches in all; each is an update unless ``optimizer.accumulate`` of them make one.
       label_smoothing: share of the target probability given to the other tokens.
       log_every: steps between two lines of metrics.
       eval_every: steps between two evaluations, each followed by a checkpoint.
@@ -144,13 +144,14 @@ class Command(Experiment):
 AT_LEAST_ONE = (
     *("batching.tokens", "batching.max_source_len", "batching.max_target_len", "batching.buckets", "batching.window"),
     *("training.steps", "training.log_every", "training.eval_every", "training.eval_examples", "training.keep_last"),
+    *("training.max_failed_saves", "training.max_skipped", "optimizer.accumulate"),
     *("decoding.beams", "decoding.max_len", "decoding.max_source_len", "tokenizers.min_count"),
 )
 NOT_NEGATIVE = (
-    *("training.samples", "tokenizers.vocab_size"),
+    *("training.samples", "training.save_every", "training.watchdog", "tokenizers.vocab_size", "compute.logits_chunk"),
     *("optimizer.warmup_steps", "optimizer.learning_rate", "optimizer.clip"),
 )
-SHARE = ("training.label_smoothing", "model.dropout")
+SHARE = ("training.label_smoothing", "model.dropout", "optimizer.ema")
 
 
 def check(experiment: Experiment) -> None:
@@ -165,6 +166,13 @@ def check(experiment: Experiment) -> None:
         value = getattr(experiment.model, field.name)
         if type(value) is int and value < (0 if field.name.endswith("vocab_size") else 1):
             raise UserError(f"model.{field.name} is {value}: it must be at least 1")
+    if experiment.optimizer.ema == 1:
+        raise UserError("optimizer.ema is 1.0, an average that never moves: choose less, such as 0.999, or 0 for none")
+    if experiment.training.steps < experiment.optimizer.accumulate:
+        raise UserError(
+            f"training.steps is {experiment.training.steps}, fewer batches than optimizer.accumulate wants for one update "
+            f"({experiment.optimizer.accumulate}): raise training.steps"
+        )
     tokenizers = experiment.tokenizers
     if tokenizers.shared and tokenizers.source != tokenizers.target:
         raise UserError(

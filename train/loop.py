@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import zoo
 from train import evaluate, experiment, optim, parallel, report
@@ -20,8 +19,9 @@ from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
 from train.journal import Fed, Journal
+from train.saver import Saver
 from train.step import State, init_state, make_eval_step, make_train_step
-from train.survive import CANNOT_SAVE, NOT_FINITE, Programs, Signals, Stopped, Watchdog, disk_is_full
+from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
@@ -91,8 +91,8 @@ class Run:
         self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
         self.model = self.config.model.build()
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
+        self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
-        self.failed_saves = 0  # in a row
         self.predictor = Predictor(
             self.model,
             params=None,
@@ -148,8 +148,8 @@ class Run:
             self.signals.held(),
         ):
             self.watchdog.alive()
-            if self.latest is None:  # a disk that is full or read-only is known before the first hour is spent
-                self.save(state, stream.get_state(), wait=True)
+            if self.latest is None:
+                self.saver.save_first(state, self.progress(stream.get_state()), self.description())
             elif self.evaluates(first) and not self.evaluated():  # a signal broke it off
                 self.keep(state, stream.get_state(), journal, evaluates=True)
             for step in range(first + 1, training.steps + 1):
@@ -239,6 +239,11 @@ class Run:
         self.breathe()
         return self.parallel.put_rows(source)
 
+    def pass_on(self, source: Any) -> Any:
+        """Sources as they are, between two batches of the test."""
+        self.breathe()
+        return source
+
     def breathe(self) -> None:
         """Called between two batches of an evaluation: it goes on, and a signal breaks it off."""
         self.watchdog.alive()
@@ -256,7 +261,16 @@ class Run:
                 values, best = self.evaluate(state)
                 journal.recorder.write(int(state.step), values)
         finally:
-            self.save(state, iterator, best, wait)
+            self.watchdog.alive()
+            self.saver.save(state, self.progress(iterator), self.description(), best, wait)
+
+    def progress(self, iterator: dict) -> dict[str, Any]:
+        """What a checkpoint keeps beside the state: the place in the data, and the wall time of the whole run."""
+        return {"iterator": iterator, "seconds": self.seconds()}
+
+    def description(self) -> dict[str, Any]:
+        """What ``zoo.load`` needs beside the weights."""
+        return describe(self.predictor)
 
     def evaluate(self, state: State) -> tuple[dict[str, float], float]:
         """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
@@ -274,47 +288,6 @@ class Run:
         self.view.evaluation(step, values, examples[: training.samples], predictions)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
         return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
-
-    def save(self, state: State, iterator: dict, best: float | None = None, wait: bool = False) -> None:
-        """A checkpoint.
-
-        Args:
-          state: what is saved.
-          iterator: the place in the data.
-          best: the score that the best checkpoint is chosen by; None: not measured.
-          wait: until it is on the disk and verified, since there may be no later one.
-
-        Raises:
-          Stopped: this one must be written and cannot, too many before could not, or there are parameters not worth keeping.
-        """
-        if not bool(all_finite(state)):
-            raise Stopped(
-                NOT_FINITE,
-                f"the parameters after step {int(state.step)} are not finite and not saved, the checkpoints before are good: "
-                "lower optimizer.learning_rate in a new --workdir",
-            )
-        progress = {"iterator": iterator, "seconds": self.seconds()}
-        model = describe(dataclasses.replace(self.predictor, params=averaged(state)))
-        with self.may_fail():
-            newest = self.checkpoints.latest()
-            self.checkpoints.finish()
-            if self.checkpoints.latest() != newest:
-                self.failed_saves = 0
-        with self.may_fail(must=wait):
-            self.checkpoints.save(state, progress, model, experiment.to_json(self.config), best)
-            if wait:
-                self.checkpoints.finish()
-
-    @contextlib.contextmanager
-    def may_fail(self, must: bool = False) -> Iterator[None]:
-        """Say that a checkpoint could not be written, and go on; but not too often, and not if it must be."""
-        try:
-            yield
-        except SaveFailed as error:
-            self.failed_saves += 1
-            if must or self.failed_saves >= self.config.training.max_failed_saves:
-                raise Stopped(CANNOT_SAVE, str(error)) from error
-            self.view.warn(f"{error}; training goes on and tries again")
 
     def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
@@ -337,7 +310,7 @@ class Run:
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         loaded = zoo.load(best)
-        predictor = dataclasses.replace(self.predictor, params=loaded.params, place=lambda source: source)
+        predictor = dataclasses.replace(self.predictor, params=loaded.params, place=self.pass_on)
         scores, _ = evaluate.decoded(predictor, self.task, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
@@ -364,10 +337,3 @@ class Run:
 def averaged(state: State) -> Any:
     """The parameters that are evaluated and exported: their moving average, where there is one."""
     return state.params if state.ema is None else state.ema
-
-
-@jax.jit
-def all_finite(state: State) -> jax.Array:
-    """Whether no floating-point number of the state is infinite or none at all."""
-    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]).all()

@@ -7,11 +7,12 @@ is done before its kill does not count.
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from .harness import OPERATIONS, Command, differences, evidence, random_kill, resumed_from
 
@@ -28,13 +29,13 @@ def main() -> int:
     arguments = parser.parse_args()
     directory = arguments.keep or Path(tempfile.mkdtemp())
     try:
-        return kill_many(directory, arguments.kills, random.Random(arguments.seed))
+        return kill_many(directory, arguments.kills, np.random.default_rng(arguments.seed))
     finally:
         if not arguments.keep:
             shutil.rmtree(directory)
 
 
-def kill_many(directory: Path, kills: int, rng: random.Random) -> int:
+def kill_many(directory: Path, kills: int, rng: np.random.Generator) -> int:
     """The exit code."""
     command = Command(directory)
     command.run(directory / "whole")

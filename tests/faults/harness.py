@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).parent.parent.parent
-OPTIONS = (
+OPTIONS = shlex.split(
     "--model.d-model 16 --model.d-ff 32 --model.num-heads 2 --model.num-layers 1 --model.dropout 0.1 --tokenizers.source "
     "characters --tokenizers.target characters --batching.tokens 256 --batching.max-source-len 16 --batching.max-target-len "
     "16 --batching.buckets 2 --decoding.max-len 12 --decoding.beams 1 --training.eval-examples 4 --training.log-every 2 "
     "--training.eval-every 10 --training.save-every 4 --training.steps 30 --training.trace --training.no-tensorboard "
     "--optimizer.schedule cosine --optimizer.warmup-steps 4 --optimizer.accumulate 2 --optimizer.ema 0.9"
-).split()
+)
 INTERRUPTED = 42
 OPERATIONS = {"rename": ("before", "after"), "delete": ("before", "half", "after"), "manifest": ("before", "half")}
 
@@ -52,10 +52,10 @@ class Kill:
         return (INTERRUPTED, -signal.SIGTERM) if self.kind == "-15" else (-signal.SIGKILL,)
 
 
-def random_kill(kind: str, rng: random.Random, start: float, seconds: float) -> Kill:
+def random_kill(kind: str, rng: np.random.Generator, start: float, seconds: float) -> Kill:
     """Args: start, seconds: what a run that is left alone takes to its first step, and from there."""
     if kind in OPERATIONS:
-        return Kill(kind, f"{rng.randint(1, 6)}:{rng.choice(OPERATIONS[kind])}")
+        return Kill(kind, f"{rng.integers(1, 7)}:{rng.choice(OPERATIONS[kind])}")
     return Kill(kind, f"{rng.uniform(0, {'early': start, 'save': 0.05}.get(kind, seconds)):.3f}")
 
 
