@@ -204,12 +204,15 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 # A run may be resumed with other values of these: they change how it is watched and where it runs, not what it learns.
 FREE = ("training", "compute", "parallel", "hosts", "decoding")
+LEARNED = "training.label_smoothing"  # but not this one
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Raises UserError if a run's saved experiment differs from this one in what it learns."""
-    saved, now = (flat({k: v for k, v in x.items() if k not in FREE}) for x in (saved, now))
+    saved, now = flat(saved), flat(now)
     for name in sorted(saved.keys() | now.keys()):
+        if name.partition(".")[0] in FREE and name != LEARNED:
+            continue
         if saved.get(name) != now.get(name):
             typed = name.replace("model.fields.", "model.")
             raise UserError(
