@@ -43,7 +43,7 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
     """
     hosts.connect(config.hosts)
     now = experiment.to_json(config)
-    hosts.agree(experiment.flat({name: value for name, value in now.items() if name != "hosts"}) | {"the code": hosts.code()})
+    hosts.agree(experiment.flat({**now, "hosts": {}}) | {"the code": hosts.code()})
     experiment.check(config)
     with hosts.together():
         if hosts.first():
@@ -245,7 +245,8 @@ class Run:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
         shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
-        return Fed(self.put(batch), shape, batch.example_ids[batch.example_ids >= 0], tokens, flops=0.0)
+        placed = self.put(batch)
+        return Fed(placed, shape, placed.example_ids, tokens * self.parallel.host[1], flops=0.0)
 
     def put(self, batch: Batch) -> Batch:
         """A batch on its devices, if all its ids are in the vocabularies."""
