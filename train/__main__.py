@@ -17,6 +17,7 @@ import re
 import runpy
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from train.survive import CANNOT_SAVE, INTERRUPTED, Stopped, disk_is_full
@@ -132,5 +133,17 @@ def one_sentence(box: str, otherwise: str) -> str:
     return f"{fault}: " + (f"did you mean {suggestion[0]}?" if suggestion else otherwise)
 
 
+def command() -> int:
+    """The exit code of the whole process, which other hosts may be waiting for."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    from train.hosts import leave
+
+    return leave(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import socket
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +24,7 @@ from train.experiment import Hosts
 from zoo.core import UserError
 
 JOINING = 300  # seconds that hosts wait for each other at the start: machines of one job do not come up at once
+PARTING = 10  # seconds that a host which has failed gives the others to say that they have too
 
 
 def connect(hosts: Hosts) -> None:
@@ -40,6 +45,9 @@ def connect(hosts: Hosts) -> None:
             raise UserError(f"hosts.coordinator is {hosts.coordinator!r}: write host:port, such as 10.0.0.1:9876")
         given = {"coordinator_address": hosts.coordinator, "num_processes": hosts.count, "process_id": hosts.index}
         given["coordinator_bind_address"] = hosts.coordinator  # JAX would listen on every address of the machine
+        if hosts.index == 0:
+            check_address(hosts.coordinator)
+        print(f"host {hosts.index} of {hosts.count} joins the others at {hosts.coordinator}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             **given,
@@ -51,6 +59,18 @@ def connect(hosts: Hosts) -> None:
         raise UserError(
             f"the hosts did not find each other ({str(error).splitlines()[0]}): see to it that each starts this command, "
             f"and that hosts.kind {hosts.kind!r} and its fields are right"
+        ) from error
+
+
+def check_address(coordinator: str) -> None:
+    """Raises UserError if this host cannot listen there: JAX would end the process without a word to its user."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"hosts.coordinator is {coordinator}, where the first host cannot listen ({error}): give a free port of its own "
+            "address"
         ) from error
 
 
@@ -98,6 +118,26 @@ def gather(text: str) -> list[str]:
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array that lies on the devices of all hosts, on this host; all must ask."""
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def leave(code: int) -> int:
+    """The exit code of a command that ends; after a failure with other hosts the process ends here.
+
+    JAX would wait for those that have not failed, and then replace the code by that of an abort. They notice by themselves.
+    """
+    if code and jax.distributed.is_initialized():
+        goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)  # returns when all hosts are here
+        goodbye.start()
+        goodbye.join(PARTING)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def digest(*parts: Any) -> str:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from train import optim, report
+from train import hosts, optim, report
 from train.experiment import Experiment
 from train.metrics import Metric, add, divide
 from train.step import State
@@ -27,14 +26,14 @@ class Fed(NamedTuple):
     Attributes:
       batch: for the step.
       shape: of the host's batch, (rows, source length, target length): one program each.
-      example_ids: of its examples, without padding.
-      tokens: real ones, source and target.
+      example_ids: of its examples, on the devices of all hosts; -1 for padding.
+      tokens: real ones, source and target; an estimate, if other hosts have some of the rows.
       flops: of the model, forward and backward, for these rows.
     """
 
     batch: Any
     shape: tuple[int, ...]
-    example_ids: np.ndarray
+    example_ids: jax.Array
     tokens: int
     flops: float
 
@@ -81,11 +80,15 @@ class Journal:
         skipped = bool(metrics["skipped"].sum)
         self._totals = add(self._totals, metrics)
         self.clock.add(fed)
+        example_ids: list[int] = []
+        if skipped or self.trace is not None:
+            padded_B = hosts.whole(fed.example_ids)
+            example_ids = padded_B[padded_B >= 0].tolist()
         if self.trace is not None:
             loss = float("nan") if skipped else divide(metrics)["loss"]
-            self.trace.write({"step": step, "example_ids": fed.example_ids.tolist(), "loss": loss.hex()})
+            self.trace.write({"step": step, "example_ids": example_ids, "loss": loss.hex()})
         if skipped:
-            self._skip(step, fed.example_ids.tolist())
+            self._skip(step, example_ids)
         else:
             self.in_a_row, self._lost = 0, []
 

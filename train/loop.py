@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, optim, parallel, report
+from train import evaluate, experiment, hosts, optim, parallel, report
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
@@ -41,19 +41,27 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
       UserError: bad input of any kind; whatever had been saved before is intact.
       Stopped: by a signal, or for want of disk space or of finite numbers; with the command's exit code.
     """
+    hosts.connect(config.hosts)
+    now = experiment.to_json(config)
+    hosts.agree(experiment.flat({**now, "hosts": {}}) | {"the code": hosts.code()})
     experiment.check(config)
+    with hosts.together():
+        if hosts.first():
+            open_workdir(now, workdir)
     with Signals() as signals, Watchdog(config.training.watchdog) as watchdog:
         try:
-            with contextlib.closing(open_workdir(config, workdir)) as checkpoints:
-                return Run(config, workdir, checkpoints, command, signals, watchdog).finish()
+            with contextlib.closing(Checkpoints(workdir, config.training.keep_last)) as checkpoints:
+                with hosts.together():
+                    prepared = Run(config, workdir, checkpoints, command, signals, watchdog)
+                hosts.agree(prepared.facts())
+                return prepared.finish()
         except SaveFailed as error:
             raise Stopped(CANNOT_SAVE, str(error)) from error
 
 
-def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
-    """The run's directory, new or that of the same experiment."""
+def open_workdir(now: dict[str, Any], workdir: Path) -> None:
+    """Make the run's directory, or see that it is that of the same experiment."""
     path = workdir / "experiment.json"
-    now = experiment.to_json(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -62,7 +70,7 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
         elif any(workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and holds no training run: choose another --workdir")
         report.write_atomically(path, json.dumps(now, indent=2) + "\n")
-        return Checkpoints(workdir, config.training.keep_last)
+        (workdir / CHECKPOINTS).mkdir(exist_ok=True)
     except UserError:
         raise
     except OSError as error:
@@ -119,6 +127,15 @@ class Run:
             return shared, shared
         return learn(wanted.source, sources), learn(wanted.target, targets)
 
+    def facts(self) -> dict[str, Any]:
+        """What all hosts must have alike."""
+        return {
+            "the newest checkpoint": self.latest,
+            "the tokenizers": hosts.digest(*(tokenizer.to_json() for tokenizer in self.sides())),
+            "the number of training examples": len(self.train_examples),
+            "the number of devices": jax.local_device_count(),
+        }
+
     def finish(self) -> dict[str, Any]:
         """Train what is left, then test; nothing if both are done."""
         path = self.workdir / report.RESULT
@@ -140,7 +157,7 @@ class Run:
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
-        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes)
+        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes, self.parallel.host)
         with (
             self.journal(state) as journal,
             Programs() as programs,
@@ -176,8 +193,7 @@ class Run:
         batching = self.config.batching
         data = Tokenized(self.train_examples, *self.sides())
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
-        host = (jax.process_index(), jax.process_count())
-        return train_batches(data, batching, shapes, self.config.seed, host), shapes
+        return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
     def begin(self, batches) -> tuple[State, Any]:
         """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
@@ -201,8 +217,10 @@ class Run:
     def journal(self, state: State) -> Iterator[Journal]:
         """What is left of the steps to come; lines of steps after this state's are dropped."""
         training, first = self.config.training, int(state.step)
-        recorder = report.Recorder(self.workdir, first, training.tensorboard)
-        trace = report.Lines(self.workdir / report.TRACE, first) if training.trace else None
+        recorder = report.Recorder(self.workdir, first, training.tensorboard) if hosts.first() else report.Unwritten()
+        trace = None
+        if training.trace:
+            trace = report.Lines(self.workdir / report.TRACE, first) if hosts.first() else report.Unwritten()
         self.view.start(first)
         try:
             yield Journal(self.config, state, self.view, recorder, trace)
@@ -227,7 +245,8 @@ class Run:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
         shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
-        return Fed(self.put(batch), shape, batch.example_ids[batch.example_ids >= 0], tokens, flops=0.0)
+        placed = self.put(batch)
+        return Fed(placed, shape, placed.example_ids, tokens * self.parallel.host[1], flops=0.0)
 
     def put(self, batch: Batch) -> Batch:
         """A batch on its devices, if all its ids are in the vocabularies."""
@@ -238,11 +257,6 @@ class Run:
         """Sources on their devices, between two batches of an evaluation."""
         self.breathe()
         return self.parallel.put_rows(source)
-
-    def pass_on(self, source: Any) -> Any:
-        """Sources as they are, between two batches of the test."""
-        self.breathe()
-        return source
 
     def breathe(self) -> None:
         """Called between two batches of an evaluation: it goes on, and a signal breaks it off."""
@@ -294,6 +308,8 @@ class Run:
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
+        if not hosts.first():
+            return None
         try:
             path.parent.mkdir(exist_ok=True)
             return path if report.heatmap(prediction, path) else None
@@ -310,7 +326,7 @@ class Run:
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         loaded = zoo.load(best)
-        predictor = dataclasses.replace(self.predictor, params=loaded.params, place=self.pass_on)
+        predictor = dataclasses.replace(self.predictor, params=self.parallel.place(loaded.params))
         scores, _ = evaluate.decoded(predictor, self.task, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
@@ -324,7 +340,8 @@ class Run:
             "checkpoint": str(best),
             "command": self.command,
         }
-        report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
+        if hosts.first():
+            report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
         self.view.summary(result, image, self.workdir, self.typed())
         return result
 

@@ -48,8 +48,8 @@ def make(parallel: Parallel, rules: tuple = ()) -> Pmap | MeshParallel:
         return Pmap(devices)
     if parallel.fsdp < 1 or parallel.model < 1 or len(devices) % (parallel.fsdp * parallel.model):
         raise UserError(
-            f"parallel.fsdp x parallel.model is {parallel.fsdp} x {parallel.model}, which does not divide {len(devices)} devices: "
-            "choose factors of that number"
+            f"parallel.fsdp x parallel.model is {parallel.fsdp} x {parallel.model}, which does not divide {len(devices)} "
+            "devices: choose factors of that number"
         )
     return MeshParallel(devices, parallel, rules)
 
@@ -89,10 +89,30 @@ class Devices:
         shares = sorted({tuple(sorted(rows)) for rows in held.values()})
         if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != self.rows:
             raise UserError(
-                f"each of the {self.rows} shares of a batch lies on {len(self.devices) // self.rows} devices, which does not fit "
-                f"the {len(self.mesh.local_devices)} of a host: choose a parallel.model that divides them or is a multiple"
+                f"parallel.model is {len(self.devices) // self.rows}, which does not fit the {len(self.mesh.local_devices)} devices "
+                "of a host: choose one that divides them or is a multiple of them"
             )
         return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+    def sharding(self, path: tuple, leaf: Any) -> NamedSharding:
+        """The place of a leaf of the state: on every device."""
+        return self.replicated
+
+    def abstract(self, init: Callable[[], State]) -> State:
+        """The state's shapes, dtypes and places: what a checkpoint is restored to."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(path, x)), jax.eval_shape(init)
+        )
+
+    def init(self, init: Callable[[], State]) -> State:
+        """A new state, made in its places."""
+        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
+
+    def place(self, params: PyTree) -> PyTree:
+        """Parameters that every host has whole, in their places."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.make_array_from_process_local_data(self.sharding(path, x), np.asarray(x), x.shape), params
+        )
 
     def put(self, batch: PyTree) -> PyTree:
         """A batch for ``step``, of this host's rows: together with those of the other hosts the global batch."""
@@ -130,14 +150,6 @@ class Pmap(Devices):
         step = functools.partial(step, axis="data")
         return jax.shard_map(step, mesh=self.mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
 
-    def init(self, init: Callable[[], State]) -> State:
-        """A new state, placed."""
-        return jax.jit(init, out_shardings=self.replicated)()
-
-    def abstract(self, init: Callable[[], State]) -> State:
-        """The state's shapes, dtypes and places: what a checkpoint is restored to."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), jax.eval_shape(init))
-
 
 class MeshParallel(Devices):
     """Sharded by rules: ``jit`` over a mesh with axes data, fsdp and model; XLA adds the communication."""
@@ -161,16 +173,6 @@ class MeshParallel(Devices):
             return P()
         sizes = [self.mesh.shape[axis] if axis else 1 for axis in spec]
         return P(*(axis if shape[i] % sizes[i] == 0 else None for i, axis in enumerate(spec)))
-
-    def abstract(self, init: Callable[[], State]) -> State:
-        """The state's shapes, dtypes and places."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(path, x)), jax.eval_shape(init)
-        )
-
-    def init(self, init: Callable[[], State]) -> State:
-        """A new state, made in its places."""
-        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
 
     def compile_train(self, train_step: Callable) -> Callable:
         """``step(state, batch) -> (state, metrics)``; the state passed in is consumed and keeps its places."""

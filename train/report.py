@@ -68,6 +68,18 @@ class Recorder:
             self._events.close()
 
 
+class Unwritten:
+    """The recorder of a host that is not the first: what it would write is what the first one writes."""
+
+    def write(self, *line: Any) -> None:
+        pass
+
+    note = write
+
+    def close(self) -> None:
+        pass
+
+
 class Events:
     """TensorBoard's event files, written in this thread: tensorboardX's own writer blocks for ever once its disk was full."""
 
