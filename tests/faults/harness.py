@@ -172,7 +172,9 @@ def digest(path: Path) -> str:
 
     found = hashlib.sha256()
     with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path.resolve())
+        names = checkpointer.metadata(path.resolve()).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        tree = checkpointer.restore(path.resolve(), restore_args=on_host)
     for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
         found.update(f"{jax.tree_util.keystr(name)} {array.shape} {array.dtype}".encode() + array.tobytes())
