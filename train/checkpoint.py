@@ -11,6 +11,7 @@ and ``manifest.json``. Other names in ``checkpoints/``:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -97,7 +98,9 @@ class Checkpoints:
             self.set_aside(path, reason)
         handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ARRAYS}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
-        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+        # Directories are made at once: where they cannot be, Orbax's threads would wait for them for five minutes.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: tuple[int, Future] | None = None
 
@@ -197,10 +200,7 @@ class Checkpoints:
         """
         path = self.directory / str(step)
         if step != self.newest:
-            try:
-                manifest.verify(path, step)
-            except manifest.Damaged as error:
-                raise UserError(f"the checkpoint {path} is damaged: {error}; continue from another one") from error
+            self.verify(step)
         templates = parts(abstract)
         check_settings(path, templates)
         found = {name: read_tree(path / name, template) for name, template in templates.items()}
@@ -209,6 +209,14 @@ class Checkpoints:
         if not isinstance(progress, dict):
             raise UserError(f"the place in the data in {path} is {progress!r}: a JSON object is wanted")
         return Saved(State(**found | rest | {"key": jax.random.wrap_key_data(rest["key"])}), progress)
+
+    def verify(self, step: int) -> None:
+        """Read a checkpoint's files again and compare them with its manifest. Raises UserError if they differ."""
+        path = self.directory / str(step)
+        try:
+            manifest.verify(path, step)
+        except manifest.Damaged as error:
+            raise UserError(f"the checkpoint {path} is damaged: {error}; continue from another one") from error
 
     def close(self) -> None:
         """``finish``, and end the threads."""
@@ -285,5 +293,6 @@ def from_first(value: int) -> int:
 
 
 def remove(path: Path) -> None:
-    """A directory and all in it, or a file."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """A directory and all in it, or a file; what cannot be removed now is left to the next start."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -69,11 +69,13 @@ def find_step(directory: Path) -> Path | None:
 
 def last_steps(directory: Path, count: int) -> list[Path]:
     """The newest ``count`` checkpoints of a run that verify, newest first. Raises UserError if there are fewer."""
-    found = first_verified(directory, steps(directory / CHECKPOINTS)[::-1], count) if count > 0 else []
-    if not 0 < count <= len(found):
+    if count < 1:
+        raise UserError(f"--average is {count}: it must be at least 1")
+    found = first_verified(directory, steps(directory / CHECKPOINTS)[::-1], count)
+    if len(found) < count:
         raise UserError(
-            f"--average is {count}, but it must be from 1 to the number of whole checkpoints in {directory}, which is "
-            f"{len(found)}: a run keeps more with --training.keep-last"
+            f"--average is {count}, but {directory} has {len(found)} whole checkpoints: ask for fewer, or train with a larger "
+            "--training.keep-last"
         )
     return found
 
