@@ -89,8 +89,8 @@ class Devices:
         shares = sorted({tuple(sorted(rows)) for rows in held.values()})
         if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != self.rows:
             raise UserError(
-                f"parallel.model is {len(self.devices) // self.rows}, which does not fit the {len(self.mesh.local_devices)} devices "
-                "of a host: choose one that divides them or is a multiple of them"
+                f"parallel.model is {len(self.devices) // self.rows}, which does not fit the "
+                f"{len(self.mesh.local_devices)} devices of a host: choose one that divides them or is a multiple of them"
             )
         return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
