@@ -20,12 +20,12 @@ from faults.harness import ROOT, Command, Kill, differences, evidence, resumed_f
 from train import journal, loop, report, saver, survive
 from train.__main__ import main
 from train.checkpoint import Checkpoints, Saved, SaveFailed
-from train.data import Batch, check_ids, prefetch, prefetch_to_device
+from train.data import Batch, Files, check_ids, prefetch, prefetch_to_device
 from train.data.pipeline import TrainBatches
 from train.experiment import Experiment, Training
 from train.metrics import Metric
 from train.parallel import Pmap
-from train.step import Skipped, State
+from train.step import Skipped, State, make_train_step
 from train.survive import Programs, Signals, Stopped, Watchdog
 from zoo import transformer
 from zoo.core import Tokens, UserError
@@ -51,11 +51,18 @@ class Here:
     def __init__(self, command: Command):
         self.command = command
         self.shapes: list[tuple] = []  # that the step was traced for
-        self.steps: dict[str, object] = {}
+        self.compiled: dict = {}
+        self.compile = Pmap.compile_train
 
-    def __call__(self, monkeypatch, workdir, *more: str, evaluate=lambda run, state: ({"validation/nll": 1.0}, 1.0)) -> int:
+    def __call__(
+        self,
+        monkeypatch,
+        workdir,
+        *more: str,
+        make=loop.make_train_step,
+        evaluate=lambda run, state: ({"validation/nll": 1.0}, 1.0),
+    ) -> int:
         """The exit code."""
-        make, compile_train = loop.make_train_step, Pmap.compile_train
 
         def counted(*arguments):
             step = make(*arguments)
@@ -64,10 +71,12 @@ class Here:
                 self.shapes.append((*batch.source.ids.shape, batch.target.ids.shape[1]))
                 return step(state, batch, axis)
 
-            return train_step
+            return chex.assert_max_traces(train_step, n=2)  # as many as there are buckets
 
         def once(strategy, step):
-            return self.steps.setdefault(f"{make}", compile_train(strategy, step))
+            if make not in self.compiled:
+                self.compiled[make] = self.compile(strategy, step)
+            return self.compiled[make]
 
         monkeypatch.setattr(loop, "make_train_step", counted)
         monkeypatch.setattr(Pmap, "compile_train", once)
@@ -188,13 +197,12 @@ def test_one_program_for_each_shape(here, whole):
     """An epoch and more, over several buckets."""
     examples = [example for line in trace(whole) for example in line["example_ids"]]
     assert len(examples) > len(set(examples))
-    assert len(here.shapes) == len(set(here.shapes)) == 2
+    assert here.shapes[0] != here.shapes[1]
+    assert len(here.shapes) == 2 + 2 * (len(here.compiled) - 1)
 
 
 def test_losses_are_traced_exactly(whole):
-    logged = {
-        line["step"]: line["train/loss"] for line in map(json.loads, (whole / report.METRICS).open()) if "train/loss" in line
-    }
+    logged = {line["step"]: line["train/loss"] for line in metrics(whole) if "train/loss" in line}
     assert len(logged) == STEPS // 2
     for first, second in zip(trace(whole)[::2], trace(whole)[1::2], strict=True):
         losses = sorted(float.fromhex(line["loss"]) for line in (first, second))
@@ -322,7 +330,7 @@ def test_waiting_for_data_is_measured():
         threading.Timer(0.05, gate.set).start()
         assert next(stream) == 2
         assert stream.waited - before > 0.01
-    clock = journal.Clock(0, 10, now=iter([100.0, 110.0]).__next__)
+    clock = journal.Clock(0, 10, now=iter([100.0, 110.0, 110.0]).__next__)
     clock.flops = 50.0
     speed = clock.lap(5, waited=2.5, peak=20.0)
     assert speed["train/waiting"] == 0.25
@@ -346,11 +354,10 @@ class Poisoned:
 
 def test_batches_without_finite_numbers_are_skipped_and_named(here, whole, monkeypatch, tmp_path, capsys):
     """Step 3 alone, then steps 7, 8 and 9, which is one too many."""
-    make = loop.make_train_step
 
     def poisoned(model, *arguments):
         model = Poisoned(model, [3, 7, 8, 9])
-        step = make(model, *arguments)
+        step = make_train_step(model, *arguments)
 
         def train_step(state, batch, axis=None):
             model.now = state.step + 1
@@ -358,9 +365,8 @@ def test_batches_without_finite_numbers_are_skipped_and_named(here, whole, monke
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
     path = tmp_path / "run"
-    assert here(monkeypatch, path, "--training.max-skipped", "3") == 4
+    assert here(monkeypatch, path, "--training.max-skipped", "3", make=poisoned) == 4
     out, error = capsys.readouterr()
     lines = trace(path)
     ids = {line["step"]: line["example_ids"] for line in lines}
@@ -373,7 +379,7 @@ def test_batches_without_finite_numbers_are_skipped_and_named(here, whole, monke
     told = f"nothing is learned from examples {journal.listed(ids[3])}"
     assert f"step 3: the loss or gradient is not finite, {told}" in out
     assert sorted(step.name for step in (path / "checkpoints").iterdir()) == ["0", "4", "8"][-2:]
-    assert here(monkeypatch, path, "--training.max-skipped", "3") == 4  # in a row, before and after the command
+    assert here(monkeypatch, path, "--training.max-skipped", "3", make=poisoned) == 4  # in a row, before and after the command
     assert "continuing at step 8" in capsys.readouterr().out
 
 
@@ -419,7 +425,7 @@ def test_failed_saves_are_tried_again_but_not_for_ever():
     class View:
         warn = staticmethod(warned.append)
 
-    config = Experiment(transformer.PRESETS["tiny"], None, training=Training(max_failed_saves=3))
+    config = Experiment(transformer.PRESETS["tiny"], Files(), training=Training(max_failed_saves=3))
     keeper = saver.Saver(Disk({3}), config, View)
     for step in (1, 2, 3, 4, 5):  # 1 and 2 fail, 3 ends the row, 4 fails
         keeper.save(state_of(step), {}, {})
@@ -471,7 +477,7 @@ def test_ids_that_no_table_holds_are_named(here, monkeypatch, tmp_path, capsys):
 
 def test_reading_is_late_enough_for_the_device(monkeypatch):
     """Of the newest steps nothing is asked but to send their numbers."""
-    config = Experiment(transformer.PRESETS["tiny"], None)
+    config = Experiment(transformer.PRESETS["tiny"], Files())
     told = journal.Journal(config, state_of(0), None, None, None)
     read = []
     monkeypatch.setattr(told, "_read", lambda step, fed, metrics: read.append(step))

@@ -97,7 +97,10 @@ class Run:
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
         self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
-        self.model = self.config.model.build()
+        compute = config.compute
+        self.model = self.config.model.build().clone(
+            remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
+        )
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run

@@ -154,13 +154,12 @@ def resumed_from(said: str) -> str:
 
 
 def evidence(workdir: Path) -> dict[str, object]:
-    """What must be equal, bit for bit: the ids and the loss of every step, the logged values, and the last state's hash."""
+    """What must be equal, bit for bit: the ids and the loss of every step, all evaluations, and the last state."""
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timeless = ("train/loss", "train/nll", "train/accuracy", "train/gradient_norm", "train/learning_rate")
     last = max((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     return {
         "trace": (workdir / "trace.jsonl").read_text(),
-        "metrics": [{name: line[name] for name in line if name in timeless or "validation" in name} for line in metrics],
+        "evaluations": [line for line in metrics if "validation/nll" in line],
         "best": json.loads((workdir / "result.json").read_text())["best_step"],
         **{name: digest(last / name) for name in ("params", "ema", "optimizer")},
     }

@@ -14,8 +14,8 @@ def check_ids(batch: Batch, source_vocab: int, target_vocab: int) -> None:
         wrong_BN = ((tokens.ids < 0) | (tokens.ids >= size)) & tokens.mask
         if wrong_BN.any():
             row, column = np.argwhere(wrong_BN)[0]
-            examples = ", ".join(map(str, np.atleast_1d(batch.example_ids[row])))
+            segment = 0 if tokens.segments is None else tokens.segments[row, column] - 1
             raise UserError(
-                f"the {side} of example {examples} has the token id {tokens.ids[row, column]} at position {column}, but the "
+                f"the {side} of example {np.atleast_1d(batch.example_ids[row])[segment]} has the token id {tokens.ids[row, column]} at position {column}, but the "
                 f"vocabulary has the ids 0 to {size - 1}: the data must be tokenized by this run's tokenizers"
             )
