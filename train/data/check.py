@@ -15,7 +15,8 @@ def check_ids(batch: Batch, source_vocab: int, target_vocab: int) -> None:
         if wrong_BN.any():
             row, column = np.argwhere(wrong_BN)[0]
             segment = 0 if tokens.segments is None else tokens.segments[row, column] - 1
+            example, token_id = np.atleast_1d(batch.example_ids[row])[segment], tokens.ids[row, column]
             raise UserError(
-                f"the {side} of example {np.atleast_1d(batch.example_ids[row])[segment]} has the token id {tokens.ids[row, column]} at position {column}, but the "
-                f"vocabulary has the ids 0 to {size - 1}: the data must be tokenized by this run's tokenizers"
+                f"the {side} of example {example} has the token id {token_id} at position {column}, but the vocabulary has the "
+                f"ids 0 to {size - 1}: the data must be tokenized by this run's tokenizers"
             )
