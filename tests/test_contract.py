@@ -154,7 +154,7 @@ def test_source_padding_is_invisible(subject):
     garbage = Tokens(np.where(s.source.mask, s.source.ids, 9), s.source.mask)
     np.testing.assert_array_equal(right, s.apply(garbage, s.target).logits)
     for side in ((0, 3), (3, 0)):
-        padded = Tokens(*(np.pad(x, ((0, 0), side)) for x in s.source))
+        padded = Tokens(np.pad(s.source.ids, ((0, 0), side)), np.pad(s.source.mask, ((0, 0), side)))
         chex.assert_trees_all_close(s.apply(padded, s.target).logits, right, atol=5e-6)
 
 
@@ -163,8 +163,8 @@ def test_each_sentence_alone(subject):
     together = s.apply(s.source, s.target).logits
     for row in range(BATCH):
         length, target_length = int(s.source.mask[row].sum()), int(s.target.mask[row].sum())
-        alone = Tokens(*(x[row : row + 1, :length] for x in s.source))
-        target = Tokens(*(x[row : row + 1, :target_length] for x in s.target))
+        alone = Tokens(s.source.ids[row : row + 1, :length], s.source.mask[row : row + 1, :length])
+        target = Tokens(s.target.ids[row : row + 1, :target_length], s.target.mask[row : row + 1, :target_length])
         chex.assert_trees_all_close(s.apply(alone, target).logits[0], together[row, :target_length], atol=5e-6)
 
 

@@ -27,7 +27,7 @@ per beam. A search gives each row the leaves of the row that it continues, but w
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,10 +50,13 @@ class Tokens(NamedTuple):
     Attributes:
       ids: (B, N) int32 token ids; what stands at a masked position does not matter.
       mask: (B, N) bool, True where a token is real. Padding may stand on either side.
+      segments: (B, N) int32, which of the row's sequences a token belongs to, counted from 1, each in one piece; 0 for padding.
+        None where each row is one sequence.
     """
 
     ids: jax.Array
     mask: jax.Array
+    segments: jax.Array | None = None
 
 
 class AppendOnly(NamedTuple):
@@ -119,12 +122,32 @@ class Seq2Seq(nn.Module):
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike.
+
+    Attributes:
+      config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
+        numbers: ``config.build().clone(remat=True)``.
+      remat: compute the layers' activations again for the gradient instead of keeping them.
+      scan_layers: compile one layer and loop over it when reading all tokens at once; the parameters' tree stays as it is.
+      kernel: "auto" takes cuDNN's attention where it can (``zoo.nn.attention.choose``), "xla" never.
+      right_padded: a promise that padding stands on the right, which a kernel may use.
     """
 
     config: ModelConfig
+    remat: bool = False
+    scan_layers: bool = False
+    kernel: Literal["auto", "xla"] = "auto"
+    right_padded: bool = False
 
     RULES: ClassVar[tuple] = ()
     SHARDING: ClassVar[tuple] = ()
+    PACKS: ClassVar[bool] = False
+    SCANS: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.scan_layers and not self.SCANS:
+            raise UserError(f"compute.scan_layers is on, but the layers of {type(self).__name__} are not alike: turn it off")
+        super().__post_init__()
 
     def encode(self, source: PyTree, train: bool = False, attention: bool = False) -> PyTree:
         """Everything that the decoder needs from the source, computed once."""
@@ -142,7 +165,10 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         attention: bool = False,
     ) -> tuple[Outputs, PyTree]:
-        """Read T tokens and predict the one after each; with a cache, continue where it ended."""
+        """Read T tokens and predict the one after each; with a cache, continue where it ended.
+
+        A model that ``PACKS`` takes the tokens' ``segments_BT`` too, without a cache.
+        """
         raise NotImplementedError
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
@@ -151,27 +177,48 @@ class Seq2Seq(nn.Module):
 
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
         """Teacher forcing: the logits of every target token given the tokens before it and the source."""
+        if target.segments is None:
+            memory = self.encode(source, train=train, attention=attention)
+            return self.decode(shift_right(target.ids), memory, train=train, attention=attention)[0]
+        if not self.PACKS:
+            raise UserError(f"batching.pack is on, but {type(self).__name__} reads one pair a row: turn it off")
         memory = self.encode(source, train=train, attention=attention)
-        outputs, _ = self.decode(shift_right(target.ids), memory, train=train, attention=attention)
-        return outputs
+        tokens_BT, segments_BT = shift_right(target.ids, target.segments), target.segments
+        return self.decode(tokens_BT, memory, train=train, attention=attention, segments_BT=segments_BT)[0]
 
 
-def shift_right(ids_BT: jax.Array) -> jax.Array:
-    """What a decoder reads when it is to predict ``ids_BT``: the start token, then all but the last.
+def shift_right(ids_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    """What a decoder reads when it is to predict ``ids_BT``: the start token, then all but the last; so for each segment.
 
     >>> shift_right(jnp.array([[7, 8, 2]])).tolist()
     [[1, 7, 8]]
+    >>> shift_right(jnp.array([[7, 2, 8, 2]]), jnp.array([[1, 1, 2, 2]])).tolist()
+    [[1, 7, 1, 8]]
     """
-    return jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS) if ids_BT.shape[1] else ids_BT
+    if not ids_BT.shape[1]:
+        return ids_BT
+    shifted_BT = jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+    return shifted_BT if segments_BT is None else jnp.where(starts(segments_BT), BOS, shifted_BT)
 
 
-def positions(mask_BN: jax.Array) -> jax.Array:
-    """The index of each real token among the real ones of its row, (B, N) int32: right whichever side is padded.
+def starts(segments_BN: jax.Array) -> jax.Array:
+    """(B, N) bool: where a segment begins."""
+    return segments_BN != jnp.pad(segments_BN[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+
+
+def positions(mask_BN: jax.Array, segments_BN: jax.Array | None = None) -> jax.Array:
+    """The index of each real token among the real ones of its row or segment, (B, N) int32: right whichever side is padded.
 
     >>> positions(jnp.array([[False, True, True]])).tolist()
     [[0, 0, 1]]
+    >>> positions(jnp.array([[True, True, True]]), jnp.array([[1, 2, 2]])).tolist()
+    [[0, 0, 1]]
     """
-    return jnp.maximum(jnp.cumsum(mask_BN.astype(jnp.int32), axis=1) - 1, 0)
+    count_BN = jnp.cumsum(mask_BN.astype(jnp.int32), axis=1)
+    if segments_BN is not None:
+        before_BN = jnp.where(starts(segments_BN), count_BN - mask_BN, 0)
+        count_BN = count_BN - jax.lax.cummax(before_BN, axis=1)
+    return jnp.maximum(count_BN - 1, 0)
 
 
 def per_beam(x_B: jax.Array, rows: int) -> jax.Array:
