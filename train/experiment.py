@@ -214,20 +214,20 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
         if name.partition(".")[0] in FREE and name != LEARNED:
             continue
         if saved.get(name) != now.get(name):
-            typed = name.replace("model.fields.", "model.")
             raise UserError(
-                f"{where} holds a run of another experiment, {typed} was {saved.get(name)!r} and is {now.get(name)!r} "
+                f"{where} holds a run of another experiment, {name} was {saved.get(name)!r} and is {now.get(name)!r} "
                 "now: repeat its command, or choose another --workdir"
             )
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted names.
+    """Nested dicts as one, with dotted names as they are typed.
 
-    >>> flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
+    >>> flat({"a": {"b": 1}, "model": {"fields": {"c": 2}}})
+    {'a.b': 1, 'model.c': 2}
     """
     out = {}
     for key, value in tree.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}".replace("model.fields", "model")
+        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out

@@ -43,7 +43,7 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
     """
     hosts.connect(config.hosts)
     now = experiment.to_json(config)
-    hosts.agree(experiment.flat({**now, "hosts": {}}) | {"the code": hosts.code()})
+    hosts.agree({"the code": hosts.code()} | experiment.flat({**now, "hosts": {}}))
     experiment.check(config)
     with hosts.together():
         if hosts.first():
