@@ -28,14 +28,14 @@ class Fed(NamedTuple):
       shape: of the host's batch, (rows, source length, target length): one program each.
       example_ids: of its examples, on the devices of all hosts; -1 for padding.
       tokens: real ones, source and target; an estimate, if other hosts have some of the rows.
-      flops: of the model, forward and backward, for these rows.
+      flops: the model's, forward and backward, for the rows of all hosts.
     """
 
     batch: Any
     shape: tuple[int, ...]
     example_ids: jax.Array
     tokens: int
-    flops: float
+    flops: int
 
 
 class Journal:
@@ -45,15 +45,23 @@ class Journal:
       skipped: batches left out since the run began.
     """
 
-    def __init__(self, config: Experiment, state: State, view: View, recorder: report.Recorder, trace: report.Lines | None):
-        """Args: state: what the command begins with."""
+    def __init__(
+        self,
+        config: Experiment,
+        state: State,
+        view: View,
+        recorder: report.Recorder,
+        trace: report.Lines | None = None,
+        utilisation: Callable[[float, float], float | None] = lambda flops, seconds: None,
+    ):
+        """Args: state: what the command begins with; utilisation: of the devices, None where their peak is not known."""
         self.config, self.view, self.recorder, self.trace = config, view, recorder, trace
         self.skipped, self.in_a_row = int(state.skipped.total), int(state.skipped.in_a_row)
         self._rate = optim.learning_rate(config.optimizer, config.training.steps // config.optimizer.accumulate)
         self._unread: deque[tuple[int, Fed, dict[str, Metric]]] = deque()
         self._totals: dict[str, Metric] = {}
         self._lost: list[int] = []  # the examples of the batches left out in a row
-        self.clock = Clock(int(state.step), config.training.steps)
+        self.clock = Clock(int(state.step), config.training.steps, utilisation)
 
     def add(self, step: int, fed: Fed, metrics: dict[str, Metric]) -> None:
         """A step that was dispatched. Raises Stopped if those before it left out too many batches in a row."""
@@ -108,17 +116,11 @@ class Journal:
                 "optimizer.learning_rate in a new --workdir",
             )
 
-    def log(self, step: int, waited: float, peak: float | None) -> None:
-        """One line of metrics.
-
-        Args:
-          step: the last one.
-          waited: seconds spent waiting for data since this command began.
-          peak: FLOP/s of all devices together, where known.
-        """
+    def log(self, step: int, waited: float) -> None:
+        """One line of metrics. Args: waited: seconds spent waiting for data since this command began."""
         self.settle()
         values = {f"train/{name}": value for name, value in divide(self._totals).items()}
-        values |= self.clock.lap(step, waited, peak)
+        values |= self.clock.lap(step, waited)
         updates = (step - self.skipped) // self.config.optimizer.accumulate
         values["train/learning_rate"] = float(self._rate(max(updates - 1, 0)))
         self._totals = {}
@@ -129,16 +131,16 @@ class Journal:
 class Clock:
     """Speed between two logged steps, evaluation left out, and the time that is left."""
 
-    def __init__(self, step: int, steps: int, now: Callable[[], float] = time.monotonic):
-        self.step, self.steps, self.now = step, steps, now
-        self.tokens, self.flops, self.waited, self.per_step = 0, 0.0, 0.0, 0.0
+    def __init__(self, step: int, steps: int, utilisation: Callable, now: Callable[[], float] = time.monotonic):
+        self.step, self.steps, self.utilisation, self.now = step, steps, utilisation, now
+        self.tokens, self.flops, self.waited, self.per_step = 0, 0, 0.0, 0.0
         self.since = now()
 
     def add(self, fed: Fed) -> None:
         self.tokens += fed.tokens
         self.flops += fed.flops
 
-    def lap(self, step: int, waited: float, peak: float | None) -> dict[str, float]:
+    def lap(self, step: int, waited: float) -> dict[str, float]:
         """Speeds since the last lap; the arguments are those of ``Journal.log``."""
         seconds = max(self.now() - self.since, 1e-9)
         speed = {
@@ -147,10 +149,11 @@ class Clock:
             "train/waiting": min((waited - self.waited) / seconds, 1.0),
             "train/model_flops_per_second": self.flops / seconds,
         }
-        if peak:
-            speed["train/utilisation"] = self.flops / seconds / peak
+        utilisation = self.utilisation(self.flops, seconds)
+        if utilisation is not None:
+            speed["train/utilisation"] = utilisation
         self.per_step = seconds / max(step - self.step, 1)
-        self.tokens, self.flops, self.waited, self.step = 0, 0.0, waited, step
+        self.tokens, self.flops, self.waited, self.step = 0, 0, waited, step
         self.since = self.now()
         return speed
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, hosts, optim, parallel, report
+from train import evaluate, experiment, flops, hosts, optim, parallel, report
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
@@ -101,6 +101,7 @@ class Run:
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
         )
+        self.flops = flops.training_flops(self.model)
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
@@ -180,7 +181,7 @@ class Run:
                 self.watchdog.alive()
                 stop, last = self.signals.asked(), step == training.steps
                 if step % training.log_every == 0 or last:
-                    journal.log(step, stream.waited, peak=None)
+                    journal.log(step, stream.waited)
                 if stop or self.evaluates(step) or (training.save_every and step % training.save_every == 0):
                     with journal.settled():
                         self.keep(state, stream.get_state(), journal, self.evaluates(step) and not stop, wait=stop or last)
@@ -226,7 +227,9 @@ class Run:
             trace = report.Lines(self.workdir / report.TRACE, first) if hosts.first() else report.Unwritten()
         self.view.start(first)
         try:
-            yield Journal(self.config, state, self.view, recorder, trace)
+            devices, precision = self.parallel.devices, self.config.compute.precision
+            utilisation = partial(flops.utilisation, devices=devices, precision=precision)
+            yield Journal(self.config, state, self.view, recorder, trace, utilisation)
         finally:
             self.view.stop()
             recorder.close()
@@ -248,8 +251,8 @@ class Run:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
         shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
-        placed = self.put(batch)
-        return Fed(placed, shape, placed.example_ids, tokens * self.parallel.host[1], flops=0.0)
+        placed, shares = self.put(batch), self.parallel.host[1]
+        return Fed(placed, shape, placed.example_ids, tokens * shares, self.flops(batch.source, batch.target) * shares)
 
     def put(self, batch: Batch) -> Batch:
         """A batch on its devices, if all its ids are in the vocabularies."""
