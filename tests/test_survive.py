@@ -420,6 +420,21 @@ class Disk:
         self.pending = int(state.step)
 
 
+def test_the_average_is_what_is_evaluated(here, whole, monkeypatch, tmp_path):
+    """By the loss and by the predictor, which begins with it."""
+    shutil.copytree(whole, tmp_path / "run")
+    seen = []
+    monkeypatch.setattr(loop.evaluate, "teacher_forced", lambda step, params, *rest: seen.append(params) or {"nll": 1.0})
+    monkeypatch.setattr(loop.evaluate, "decoded", lambda predictor, *rest: seen.append(predictor.params) or ({"cer": 1.0}, []))
+    monkeypatch.setattr(loop.Run, "draw", lambda *arguments: None)
+    real, states = loop.Run.evaluate, []
+    more = ("--training.steps", str(STEPS + 1))
+    assert here(monkeypatch, tmp_path / "run", *more, evaluate=lambda run, state: states.append(state) or real(run, state)) == 0
+    assert len(seen) == 2
+    for params in seen:
+        chex.assert_trees_all_equal(params, states[0].ema)
+
+
 def test_failed_saves_are_tried_again_but_not_for_ever():
     warned = []
 

@@ -51,20 +51,16 @@ class Signals:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
 
     def _first(self, number: int, frame: FrameType | None) -> None:
-        self._note(signal.Signals(number))
+        self.received = signal.Signals(number)
+        for mine in self._before:
+            signal.signal(mine, signal.SIG_DFL)
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the others
         elif not self._held:
             raise self.end()
-
-    def _note(self, received: signal.Signals) -> None:
-        self.received = received
-        if not self._several:
-            for number in self._before:
-                signal.signal(number, signal.SIG_DFL)
 
     def asked(self) -> bool:
         """Whether to end after this step. With several processes all must ask equally often, and get the same answer."""
