@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -169,6 +170,7 @@ def digest(path: Path) -> str:
     """A hash of the names, shapes, dtypes and bytes of an item's arrays."""
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax misses what a whole checkpoint has, not an item
     found = hashlib.sha256()
     with ocp.PyTreeCheckpointer() as checkpointer:
         names = checkpointer.metadata(path.resolve()).item_metadata.tree
