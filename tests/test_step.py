@@ -24,7 +24,7 @@ from train.flops import PEAKS, count, peak_flops, training_flops, utilisation
 from train.metrics import chunked_token_metrics, divide, token_metrics
 from train.optim import Optimizer
 from train.parallel import Parallel
-from train.step import Compute, Skipped, cast, init_state, make_eval_step, make_train_step, new_state, updates
+from train.step import Compute, Skipped, init_state, make_eval_step, make_train_step, new_state, updates
 from zoo import transformer
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, pad_tokens
 
@@ -309,7 +309,7 @@ def test_bfloat16_learns():
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     state, metrics = jax.jit(lambda state: jax.lax.scan(lambda state, _: step(state, batch), state, length=400))(state)
     loss = np.asarray(metrics["loss"].sum / metrics["loss"].count)
-    assert loss[-1] < 0.8 * loss[0]
+    assert loss[-1] < 0.9 * loss[0]
     chex.assert_type([*jax.tree.leaves(state.params), *jax.tree.leaves(state.ema)], jnp.float32)
 
 
