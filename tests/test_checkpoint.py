@@ -20,17 +20,15 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from runs import model_run
 
 import zoo
 from train.checkpoint import Checkpoints, SaveFailed
 from train.step import Accumulated, State, new_state
-from zoo import rnn
 from zoo.__main__ import main as use
 from zoo.checkpoint import manifest
-from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import find_step
 from zoo.core import UserError
-from zoo.text import Tokenizer
 
 TX = optax.adam(0.1)
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -415,23 +413,9 @@ def test_a_read_only_disk_is_named(small_disk):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[Path, list]:
-    """A run of a real, tiny model with the steps 1, 2 and 3, the last two with an average, and their parameters."""
+    """A run of a model, and its parameters at each step."""
     workdir = tmp_path_factory.mktemp("models")
-    config = rnn.PRESETS["elman-tiny"]
-    tokenizer = Tokenizer.train("characters", ["abc"])
-    sizes = {f"{side}_vocab_size": tokenizer.vocab_size for side in ("source", "target")}
-    model = config.__class__(**{**vars(config), **sizes}).build()
-    init = jax.jit(model.init)
-    params = [init(jax.random.key(step), *model.config.example())["params"] for step in range(4)]
-    predictor = zoo.Predictor(model, params[0], tokenizer, tokenizer, zoo.Decoding())
-    checkpoints = Checkpoints(workdir, keep_last=3)
-    for step in (1, 2, 3):
-        state = new_state(params[step], optax.identity(), jax.random.key(0))._replace(step=jnp.int32(step))
-        if step > 1:
-            state = state._replace(ema=jax.tree.map(lambda x: x / 2, params[step]))
-        checkpoints.save(state, {}, describe(predictor), {}, [None, 0.3, 0.1, 0.2][step])
-    checkpoints.close()
-    return workdir, params
+    return workdir, model_run(workdir)
 
 
 def test_the_best_step_that_verifies_is_loaded(models, tmp_path, caplog):

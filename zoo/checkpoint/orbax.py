@@ -45,7 +45,7 @@ def verified(found: list[Path], count: int = 1) -> tuple[list[Path], dict[Path, 
 
 def all_damaged(directory: Path, damaged: dict[Path, str]) -> UserError:
     """For a run of which nothing is left."""
-    listed = "; ".join(f"{step.name}: {reason}" for step, reason in damaged.items())
+    listed = "; ".join(f"{step.name}: {reason}" for step, reason in damaged.items()) or "the first host names them"
     return UserError(
         f"every checkpoint in {directory} is damaged ({listed}): bring one back from a copy, or move all away to start again"
     )
