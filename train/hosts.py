@@ -53,7 +53,7 @@ def connect(hosts: Hosts) -> None:
             **given,
             initialization_timeout=JOINING,
             heartbeat_timeout_seconds=hosts.timeout,
-            shutdown_timeout_seconds=hosts.timeout,
+            shutdown_timeout_seconds=hosts.timeout + PARTING,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(

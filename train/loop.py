@@ -346,8 +346,9 @@ class Run:
             "checkpoint": str(best),
             "command": self.command,
         }
-        if hosts.first():
-            report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
+        with hosts.together():  # none leaves before the first has written
+            if hosts.first():
+                report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
         self.view.summary(result, image, self.workdir, self.typed())
         return result
 
