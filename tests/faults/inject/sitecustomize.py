@@ -8,6 +8,7 @@ FAULT is ``operation:n:when``: SIGKILL at the nth time that a run's checkpoints 
 """
 
 import builtins
+import functools
 import io
 import os
 import shutil
@@ -17,46 +18,41 @@ from pathlib import Path
 PLACE = f"{os.sep}checkpoints{os.sep}"
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def aimed(operation, seen, nth, when, original, half):
+    """``original``, but for the nth call whose first argument is in the checkpoints; ``seen`` holds how many there were."""
 
-
-def aimed(operation, nth, when, name, original, half):
-    """``original``, but for the nth call whose first argument is in the checkpoints."""
-    seen = 0
-
+    @functools.wraps(original)
     def patched(path, *args, **kw):
-        nonlocal seen
         touched = isinstance(path, str | os.PathLike) and PLACE in os.fspath(path)
         if touched and (operation != "manifest" or ("manifest" in Path(path).name and set(str(args)) & set("wx"))):
-            seen += 1
-            if seen == nth:
+            seen[0] += 1
+            if seen[0] == nth:
                 if when == "half":
-                    half(path, *args, **kw)
+                    half(path)
                 elif when == "after":
                     original(path, *args, **kw)
-                die()
+                os.kill(os.getpid(), signal.SIGKILL)
         return original(path, *args, **kw)
 
     return patched
 
 
-def half_deleted(path, *args, **kw):
+def half_deleted(path):
     files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
     for file in files[: len(files) // 2 + 1]:
         file.unlink()
 
 
-def half_written(path, *args, **kw):
-    """Whatever is written to this file: its first bytes are there, the rest never comes."""
+def half_written(path):
     Path(path).write_bytes(b'{\n "step": 1')
 
 
 def inject(fault):
     operation, nth, when = fault.split(":")
+    seen = [0]
 
     def patch(module, name, half=None):
-        setattr(module, name, aimed(operation, int(nth), when, name, getattr(module, name), half))
+        setattr(module, name, aimed(operation, seen, int(nth), when, getattr(module, name), half))
 
     if operation == "rename":
         patch(os, "rename")
