@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import Any, Literal
 
 from train.data import Batching, Files, Tfds
@@ -17,7 +16,7 @@ from train.tasks import TASKS
 from zoo.core import ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
-from zoo.variants import config_to_json
+from zoo.variants import check_sizes, config_to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,30 +158,56 @@ class Command(Experiment):
     workdir: str = ""
 
 
-AT_LEAST_ONE = (
-    *("batching.tokens", "batching.max_source_len", "batching.max_target_len", "batching.buckets", "batching.window"),
-    *("training.steps", "training.log_every", "training.eval_every", "training.eval_examples", "training.keep_last"),
-    *("decoding.beams", "decoding.max_len", "decoding.max_source_len", "tokenizers.min_count"),
-)
-NOT_NEGATIVE = (
-    *("training.samples", "tokenizers.vocab_size"),
-    *("optimizer.warmup_steps", "optimizer.learning_rate", "optimizer.clip"),
-)
-SHARE = ("training.label_smoothing", "model.dropout")
+MOST = 2**31 - 1  # of what is counted in int32
+
+# The least and the most of each number; ``zoo.decoding`` and ``zoo.variants`` have those of decoding and model.
+BOUNDS = {
+    "tokenizers.vocab_size": (0, 2**24),
+    "tokenizers.min_count": (1, MOST),
+    "batching.tokens": (1, 2**26),
+    "batching.max_source_len": (1, 2**20),
+    "batching.max_target_len": (1, 2**20),
+    "batching.buckets": (1, 64),
+    "batching.window": (1, MOST),
+    "optimizer.learning_rate": (0, 1e6),
+    "optimizer.warmup_steps": (0, MOST),
+    "optimizer.b1": (0, 1),
+    "optimizer.b2": (0, 1),
+    "optimizer.eps": (0, 1),
+    "optimizer.clip": (0, 1e9),
+    "optimizer.weight_decay": (0, 1e6),
+    "optimizer.accumulate": (1, MOST),
+    "optimizer.ema": (0, 1),
+    "training.steps": (1, MOST),
+    "training.label_smoothing": (0, 1),
+    "training.log_every": (1, MOST),
+    "training.eval_every": (1, MOST),
+    "training.eval_examples": (1, MOST),
+    "training.samples": (0, MOST),
+    "training.save_every": (0, MOST),
+    "training.keep_last": (1, MOST),
+    "training.max_failed_saves": (1, MOST),
+    "training.max_skipped": (1, MOST),
+    "training.watchdog": (0, MOST),
+    "compute.logits_chunk": (0, MOST),
+    "parallel.fsdp": (1, MOST),
+    "parallel.model": (1, MOST),
+    "parallel.devices": (0, MOST),
+    "hosts.count": (1, MOST),
+    "hosts.index": (0, MOST),
+    "hosts.timeout": (1, MOST),
+    "seed": (0, MOST),
+}
 
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for the first field whose value cannot work, before anything is prepared."""
-    for names, low, high in ((AT_LEAST_ONE, 1, math.inf), (NOT_NEGATIVE, 0, math.inf), (SHARE, 0, 1)):
-        for name in names:
-            value = get(experiment, name)
-            if not low <= value <= high or not math.isfinite(value):
-                bound = f"at least {low}" if high == math.inf else f"{low} to {high}"
-                raise UserError(f"{name} is {value}: it must be {bound}")
-    for field in dataclasses.fields(experiment.model):
-        value = getattr(experiment.model, field.name)
-        if type(value) is int and value < (0 if field.name.endswith("vocab_size") else 1):
-            raise UserError(f"model.{field.name} is {value}: it must be at least 1")
+    for name, (low, high) in BOUNDS.items():
+        value = get(experiment, name)
+        if not low <= value <= high:
+            raise UserError(f"{name} is {value}: it must be {f'at least {low}' if value < low else f'{low} to {high}'}")
+    check_sizes(experiment.model)
+    experiment.decoding.search(None)  # its checks
     tokenizers = experiment.tokenizers
     if tokenizers.shared and tokenizers.source != tokenizers.target:
         raise UserError(

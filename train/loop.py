@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, optim, parallel, report
+from train import evaluate, experiment, memory, optim, parallel, report
 from train.checkpoint import Checkpoints
 from train.data import Example, Tokenized, bucket_shapes, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
@@ -128,6 +128,7 @@ class Run:
         source, target = config.model.example(batch=1)
         tx = optim.make(config.optimizer, abstract_params(config.model), training.steps)
         init = partial(init_state, self.model, tx, (source, target), jax.random.key(config.seed))
+        memory.check(self.parallel.abstract(init))
         state = self.restore(batches, init) if self.latest is not None else self.parallel.init(init)
         first = int(state.step)
         self.view.parameters(type(config.model).__name__.removesuffix("Config"), state.params)

@@ -141,9 +141,11 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
     try:
         file = pq.ParquetFile(path)
         for field, name in (("source", source), ("target", target)):
-            if name not in file.schema_arrow.names:
+            if (count := file.schema_arrow.names.count(name)) != 1:
                 names = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has no column {name!r}: set the field {field} to one of {names}")
+                raise UserError(
+                    f"{path} has {count or 'no'} column{'s' * (count > 1)} {name!r}: set the field {field} to one of {names}"
+                )
             kind = file.schema_arrow.field(name).type
             if not _is_text(kind):
                 raise UserError(f"{path} has {kind} in column {name!r}: write strings (for the target also lists of strings)")
