@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from train.data import Batching, Files, Tfds
-from train.optim import Optimizer
+from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.tasks import TASKS
 from zoo.core import ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
-from zoo.variants import check_sizes, config_to_json
+from zoo.variants import check_sizes, config_to_json, fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +202,7 @@ BOUNDS = {
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for the first field whose value cannot work, before anything is prepared."""
+    check_types(experiment)
     for name, (low, high) in BOUNDS.items():
         value = get(experiment, name)
         if not low <= value <= high:
@@ -220,6 +221,26 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+
+
+def check_types(data: Any, prefix: str = "") -> None:
+    """Raises UserError for the first field of another type than it says: Python itself lets a config file set anything."""
+    hints = get_type_hints(type(data))
+    for field in dataclasses.fields(data):
+        name, value, hint = prefix + field.name, getattr(data, field.name), hints[field.name]
+        kinds = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if kinds and isinstance(value, tuple(kinds)):
+            check_types(value, f"{name}.")
+        elif hint == Rules:
+            if not isinstance(value, tuple) or not all(is_rule(rule) for rule in value):
+                raise UserError(f'{name} is {value!r}: it must hold pairs such as (".*", 1.0), with numbers from 0 to 1e6')
+        elif kinds or not fits(value, hint):
+            raise UserError(f"{name} is {value!r}, which does not fit {getattr(hint, '__name__', hint)}")
+
+
+def is_rule(rule: Any) -> bool:
+    """Whether this is a (regex, factor) pair."""
+    return isinstance(rule, tuple) and len(rule) == 2 and fits(rule[0], str) and fits(rule[1], float) and 0 <= rule[1] <= 1e6
 
 
 def get(experiment: Experiment, name: str) -> Any:
@@ -243,6 +264,8 @@ FREE = ("training", "compute", "parallel", "hosts", "decoding")
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Raises UserError if a run's saved experiment differs from this one in what it learns."""
+    if not isinstance(saved, dict):
+        raise UserError(f"the experiment.json of {where} is no JSON object: restore it, or choose another --workdir")
     saved, now = (flat({k: v for k, v in x.items() if k not in FREE}) for x in (saved, now))
     for name in sorted(saved.keys() | now.keys()):
         if saved.get(name) != now.get(name):

@@ -62,7 +62,7 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
         raise
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror or error}): choose another") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): restore it, or choose another --workdir") from error
 
 

@@ -77,7 +77,7 @@ class Decoding:
     max_len_ratio: float = 0.0
     max_source_len: int = 512
 
-    def search(self, keys: jax.Array) -> Greedy | Sample | Beam:
+    def search(self, keys: jax.Array | None) -> Greedy | Sample | Beam:
         """The search that these settings describe, with a PRNG key for each text should it sample.
 
         Raises:
