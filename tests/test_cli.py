@@ -355,7 +355,7 @@ def test_directories_that_are_no_model(workdir, tmp_path, capsys):
     Tokenizer.train("characters", ["xyz"]).save(tokenizer)
     assert "the source vocabulary does not fit" in one_error(capsys, use(["predict", str(tmp_path / "out"), "x"]))
     tokenizer.write_bytes(b"{}")
-    assert "source.json is not a readable tokenizer" in one_error(capsys, use(["predict", str(tmp_path / "out"), "x"]))
+    assert "source.json is not a tokenizer of seq2seq-zoo" in one_error(capsys, use(["predict", str(tmp_path / "out"), "x"]))
     tokenizer.write_bytes(good)
     weights = tmp_path / "out" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -68,25 +68,34 @@ def read_config(name: str):
     Raises:
       UserError: there is no such file, it is no Python, or it sets no experiment.
     """
-    from train.experiment import Experiment
+    from train.experiment import Experiment, check_types
     from zoo.variants import nearest
 
     path = Path(name)
     if name.startswith("-"):
         raise UserError(f"the first argument is {name}, but the config file comes first; {USAGE}")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"the config file {name} cannot be looked up ({error}): check the path") from error
+    if not found:
         others = [str(other) for other in sorted((path.parent if path.parent.is_dir() else Path("configs")).glob("*.py"))]
         raise UserError(f"there is no config file {name}{nearest(name, others) or ': configs/ holds some to start from'}")
     try:
-        experiment = runpy.run_path(name)["experiment"]
-    except KeyError:
-        raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py") from None
+        variables = runpy.run_path(name)
     except (UserError, ModuleNotFoundError):
         raise
-    except Exception as error:  # whatever a file of the user's own raises: wrong syntax, an unknown field, a typing error
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's own file raises: wrong syntax, an unknown field
         raise UserError(f"{name} cannot be used, {type(error).__name__}: {error}") from error
+    if "experiment" not in variables:
+        raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py")
+    experiment = variables["experiment"]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} sets experiment to {experiment!r}: it must be a train.experiment.Experiment")
+    check_types(experiment)
     return experiment
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, flops, hosts, optim, parallel, report
+from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
@@ -75,7 +75,7 @@ def open_workdir(now: dict[str, Any], workdir: Path) -> None:
         raise
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror or error}): choose another") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): restore it, or choose another --workdir") from error
 
 
@@ -209,9 +209,11 @@ class Run:
         train_step = self.parallel.compile_train(
             make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute)
         )
+        abstract = self.parallel.abstract(init)
+        memory.check(abstract)
         if self.latest is None:
             return self.parallel.init(init), train_step
-        saved = self.checkpoints.restore(self.latest, self.parallel.abstract(init))
+        saved = self.checkpoints.restore(self.latest, abstract)
         batches.set_state(saved.progress["iterator"])
         self.spent = saved.progress["seconds"]
         self.view.say(f"continuing at step {self.latest} of {config.training.steps}")
