@@ -27,9 +27,12 @@ from zoo.variants import abstract_params
 TINY = {name: config for module in (rnn, rnn_attention) for name, config in module.PRESETS.items() if name.endswith("tiny")}
 TINY["transformer-tiny"] = transformer.PRESETS["tiny"]
 TRANSFORMERS = {
-    norm: dataclasses.replace(TINY["transformer-tiny"], num_layers=3, norm=norm, share_embeddings=share)
+    norm: dataclasses.replace(TINY["transformer-tiny"], num_layers=2, norm=norm, share_embeddings=share)
     for norm, share in (("post", "all"), ("pre", "none"))
 }
+quick_jit = functools.partial(  # programs that run once
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 ROOMY = {  # wide enough that activations outweigh parameters
     "transformer-tiny": dataclasses.replace(TINY["transformer-tiny"], num_layers=4),
     "sutskever-tiny": dataclasses.replace(TINY["sutskever-tiny"], num_layers=4),
@@ -48,7 +51,7 @@ def loss(model, params, source, target, key=None):
     return jnp.where(target.mask, -jnp.take_along_axis(log_probs_BTV, target.ids[..., None], axis=-1)[..., 0], 0).sum()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def value_and_grad(model, params, source, target, key=None):
     return jax.value_and_grad(functools.partial(loss, model))(params, source, target, key)
 
@@ -56,7 +59,7 @@ def value_and_grad(model, params, source, target, key=None):
 # --- Rematerialised and scanned ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if name != "elman-tiny"])  # Sutskever's wiring
 def test_rematerialised_layers_give_the_same_numbers(name):
     """Dropout too: what is computed again draws the same masks."""
     config = dataclasses.replace(TINY[name], dropout=0.3)
@@ -184,7 +187,7 @@ def test_bfloat16_parameters_make_bfloat16_products(name, options):
     assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("bfloat16")}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def logits_and_steps(model, params, source, target):
     """All at once, and token by token through the cache."""
     everything = model.apply({"params": params}, source, target).logits
@@ -203,7 +206,7 @@ def test_bfloat16_is_close_to_float32(name):
     """Within the rounding of eight bits, and step by step too, whose carry keeps its dtypes (a scan says so)."""
     config = TINY[name]
     model, params, batch = config.build(), random_params(config), config.example(3)
-    exact = np.asarray(model.apply({"params": params}, *batch).logits)
+    exact = np.asarray(quick_jit(lambda _: model.apply({"params": params}, *batch).logits)(0))
     rounded = logits_and_steps(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), *batch)
     for logits in rounded:
         assert logits.dtype == jnp.bfloat16
@@ -311,27 +314,29 @@ def test_a_model_by_the_fused_call(monkeypatch, right_padded):
     config = TRANSFORMERS["pre"]
     model, params = config.build().clone(right_padded=right_padded), random_params(config)
     source, target = pad_tokens([[5, 6, 7, 2], [9, 2], []], 6), pad_tokens([[5, 2], [6, 7, 8, 2], [2]], 6)
-    expected = model.apply({"params": params}, source, target).logits
-    calls = []
+    run = lambda: jax.jit(lambda params: model.apply({"params": params}, source, target).logits)(params)  # noqa: E731
+    expected, calls = run(), []
+
+    original = jax.nn.dot_product_attention
 
     def watched(*args, **kwargs):
         calls.append((kwargs["is_causal"], kwargs["mask"] is not None, kwargs["key_value_seq_lengths"] is not None))
-        return jax.nn.dot_product_attention(*args, **{**kwargs, "implementation": "xla"})
+        return original(*args, **{**kwargs, "implementation": "xla"})
 
     monkeypatch.setattr(attention, "choose", lambda *args: ("cudnn", "a test"))
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", watched, raising=True)
-    logits = model.apply({"params": params}, source, target).logits
-    chex.assert_trees_all_close(logits, expected, atol=2e-5)
+    chex.assert_trees_all_close(run(), expected, atol=2e-5)
     of_source = (False, not right_padded, right_padded)
-    assert calls == [of_source] * 3 + [(True, False, False), of_source] * 3
+    assert calls == [of_source] * 2 + [(True, False, False), of_source] * 2
 
 
 def test_the_model_passes_its_kernel_on(monkeypatch):
     config, asked = TRANSFORMERS["pre"], []
+    params = abstract_params(config)
     monkeypatch.setattr(attention, "choose", lambda kernel, *args: asked.append(kernel) or ("xla", "a test"))
     model = config.build().clone(kernel="xla")
-    jax.eval_shape(lambda params: model.apply({"params": params}, *config.example()), abstract_params(config))
-    assert asked == ["xla"] * 9
+    jax.eval_shape(lambda params: model.apply({"params": params}, *config.example()), params)
+    assert asked == ["xla"] * 6
 
 
 # --- Meshes -----------------------------------------------------------------------------------------------------------
