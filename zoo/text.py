@@ -201,10 +201,11 @@ def _for_subwords(texts: Iterator[str], normalizer: Any, vocab_size: int) -> Ite
     for text in texts:
         characters.update(normalizer.normalize_str(text).replace(" ", SPACE))
         yield re.sub(f"[^ ]{{{LONGEST_WORD}}}", r"\g<0> ", text)
-    if len(characters) + len(SPECIAL_TOKENS) > vocab_size:
+    least = len(characters) + len(SPECIAL_TOKENS)
+    if least > vocab_size:
         raise UserError(
-            f"the texts hold {len(characters):,} different characters, more than a vocab_size of {vocab_size:,} can: raise it to "
-            f"{len(characters) + len(SPECIAL_TOKENS):,} at least"
+            f"the texts hold {len(characters):,} different characters, too many for a vocab_size of {vocab_size:,}: "
+            f"raise it to {least:,} or more"
         )
 
 
