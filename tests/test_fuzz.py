@@ -6,14 +6,16 @@ import copy
 import decimal
 import gzip
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from train.data import Files, Tfds
@@ -23,38 +25,35 @@ from zoo.text import Tokenizer
 ROOT = Path(__file__).parent.parent
 KINDS = ("characters", "words", "bpe", "unigram")
 ODD = "\0\t\r\n\x1b\x1c\x85\u2028\ufeff\u202e\u0301\ud800\U0001f600▁<"  # controls, breaks, a mark of bidi, half a pair, ...
-one_folder = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture]
-)  # tmp_path: each example writes its file again
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example writes its files again
 
 texts = st.text(st.characters(codec=None) | st.sampled_from(ODD), max_size=30)
 leaves = st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats() | texts
+keys = st.sampled_from(["source", "target"]) | texts
 values = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["source", "target"]) | texts, inner, max_size=3)
-    ),
-    max_leaves=6,
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
 )
 
 
-def is_one_line(error: UserError) -> bool:
-    return str(error).isprintable() and 20 < len(str(error)) <= 2100
+def attempt(call: Callable, *arguments, **keywords):
+    """What a call returns; None if it raises a UserError that is one readable line. Whatever else it raises comes through."""
+    try:
+        return call(*arguments, **keywords)
+    except UserError as caught:
+        error = str(caught)
+    assert error.isprintable()
+    assert 20 < len(error) <= 2100
+    return None
 
 
 # ---------------------------------------------------------------- tokenizers
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(
-    corpus=st.lists(texts, max_size=6), lowercase=st.booleans(), vocab_size=st.none() | st.integers(-1, 40) | st.just(10**30)
-)
-def test_any_text_trains_a_tokenizer_that_is_read_back(kind, corpus, lowercase, vocab_size):
-    try:
-        tokenizer = Tokenizer.train(kind, corpus, vocab_size, lowercase=lowercase)
-    except UserError as error:
-        assert is_one_line(error)
-        return
+@given(corpus=st.lists(texts, max_size=6), lowercase=st.booleans(), size=st.none() | st.integers(-1, 40) | st.just(10**30))
+def test_any_text_trains_a_tokenizer_that_is_read_back(kind, corpus, lowercase, size):
+    tokenizer = attempt(Tokenizer.train, kind, corpus, size, lowercase=lowercase)
+    assume(tokenizer)
     loaded = Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())), "file")
     assert (loaded.kind, loaded.vocab_size) == (kind, tokenizer.vocab_size)
     for text in [*corpus, "", ODD]:
@@ -74,25 +73,7 @@ def places(tree, path=()):
 
 
 DELETED = object()
-WRONG = [
-    DELETED,
-    None,
-    True,
-    0,
-    -1,
-    2**31,
-    10**30,
-    1.5,
-    float("nan"),
-    -float("inf"),
-    "",
-    "</s>",
-    "\ud800",
-    [],
-    {},
-    ["a"],
-    {"a": 1},
-]
+WRONG = [DELETED, None, True, 0, -1, 2**31, 10**30, 1.5, math.nan, -math.inf, "", "</s>", "\ud800", [], {}, ["a"], {"a": 1}]
 
 
 def changed(tree, path, value):
@@ -117,10 +98,8 @@ def test_any_value_anywhere_in_a_tokenizer_file(kind):
     refused = 0
     for path in places(file):
         for value in WRONG:
-            try:
-                tokenizer = Tokenizer.from_json(changed(file, path, value), "file")
-            except UserError as error:
-                assert is_one_line(error)
+            tokenizer = attempt(Tokenizer.from_json, changed(file, path, value), "file")
+            if tokenizer is None:
                 refused += 1
                 continue
             assert tokenizer.kind == kind
@@ -159,7 +138,7 @@ def test_a_tokenizer_file_that_would_do_harm(path, value):
 def test_duplicate_keys_and_deep_nesting_in_a_tokenizer_file(tmp_path):
     content = json.dumps(Tokenizer.train("words", ["a b c"]).to_json())
     assert content.count('"a": 4') == 1
-    for bad in (content.replace('"a": 4', '"a": 4, "b": 4'), '{"model":' * 5000 + "1" + "}" * 5000, "1" * 5000, "NaN", "1e999"):
+    for bad in (content.replace('"a": 4', '"a": 4, "a": 5'), '{"model":' * 5000 + "1" + "}" * 5000, "1" * 5000, "NaN", "1e999"):
         (tmp_path / "tokenizer.json").write_text(bad)
         with pytest.raises(UserError, match=r"tokenizer\.json is not a"):
             Tokenizer.load(tmp_path / "tokenizer.json")
@@ -170,10 +149,8 @@ def test_duplicate_keys_and_deep_nesting_in_a_tokenizer_file(tmp_path):
 
 def read(name: str, form: str = "auto", split: str = "train", **fields) -> int:
     """How many sound examples a file gives; 0 if it is refused as it should be."""
-    try:
-        examples = list(Files(train=name, format=form, **fields).load(split))
-    except UserError as error:
-        assert is_one_line(error)
+    examples = attempt(lambda: list(Files(train=name, format=form, **fields).load(split)))
+    if examples is None:
         return 0
     assert examples
     for example in examples:
@@ -274,28 +251,19 @@ COLUMNS = {
 @st.composite
 def tables(draw) -> pa.Table:
     rows = draw(st.integers(0, 4))
-    kinds = draw(st.lists(st.sampled_from(list(COLUMNS)), min_size=2, max_size=2))
-    columns = [
-        pa.array(
-            draw(st.lists(st.none() | COLUMNS[kind] if draw(st.booleans()) else COLUMNS[kind], min_size=rows, max_size=rows)),
-            kind,
-        )
-        for kind in kinds
-    ]
+    columns = []
+    for kind in draw(st.lists(st.sampled_from(list(COLUMNS)), min_size=2, max_size=2)):
+        cells = COLUMNS[kind] | st.none() if draw(st.booleans()) else COLUMNS[kind]
+        columns.append(pa.array(draw(st.lists(cells, min_size=rows, max_size=rows)), kind))
     names = draw(st.sampled_from([["source", "target"]] * 3 + [["source", "source"], ["source", "goal"]]))
     return pa.Table.from_arrays(columns, names)
 
 
 @one_folder
-@given(
-    table=tables(),
-    compression=st.sampled_from(["none", "zstd"]),
-    harm=st.sampled_from(["cut", "flip", "zero"]),
-    at=st.integers(0, 10**6),
-)
-def test_any_parquet_file_whole_and_damaged(tmp_path, table, compression, harm, at):
+@given(table=tables(), harm=st.sampled_from(["cut", "flip", "zero"]), at=st.integers(0, 10**6))
+def test_any_parquet_file_whole_and_damaged(tmp_path, table, harm, at):
     path = tmp_path / "a.parquet"
-    pq.write_table(table, path, compression=compression)
+    pq.write_table(table, path)
     read(str(path))
     path.write_bytes(damaged(path.read_bytes(), harm, at))
     read(str(path))
@@ -331,12 +299,11 @@ for name in ("a.tsv", "a.jsonl"):
     (example,) = read(name)
     assert example.source == line
     grown[name] = peak() - before
-for kind in ("characters", "words", "bpe", "unigram"):
+for kind in ("words", "bpe", "unigram", "characters"):
     Tokenizer.train(kind, ["ab"])
     before = peak()
     tokenizer = Tokenizer.train(kind, [line, "a b"])
-    ids = tokenizer.encode(line)
-    assert kind == "words" or tokenizer.decode(ids) == line
+    assert kind != "characters" or len(tokenizer.encode(line)) == 2**20 + 1
     grown[kind] = peak() - before
 print(json.dumps(grown))
 """
@@ -357,12 +324,10 @@ def test_a_line_of_a_megabyte_takes_little_memory_and_time(tmp_path):
 @pytest.fixture
 def evil(tmp_path, monkeypatch) -> Path:
     """A module that leaves a trace when it is imported, and a folder of data sets whose files name it."""
-    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    (tmp_path / "evil_module.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     features = {
-        "type": "evil_module.Evil",
         "pythonClassName": "evil_module.Evil",
-        "content": "{}",
         "jsonFeature": {"json": "{}"},
     }
     for name in ("cmudict", "evil_set"):
@@ -380,15 +345,11 @@ def test_a_prepared_data_set_imports_nothing(evil):
     import tensorflow_datasets as tfds
 
     for name in ("cmudict", "evil_set", "evil_set/1.0.0", "evil_module.Evil", str(evil / "data" / "evil_set" / "1.0.0")):
-        with pytest.raises(UserError) as caught:
-            Tfds(name, "word", "pronunciation", data_dir=str(evil / "data")).load("train")
-        assert is_one_line(caught.value)
+        assert attempt(Tfds(name, "word", "pronunciation", data_dir=str(evil / "data")).load, "train") is None
     assert not (evil / "ran").exists()
     assert "evil_module" not in sys.modules
-    try:  # the trap works: what TFDS itself does with such a folder
+    with pytest.raises(Exception, match=r"evil_module|from_json_content"):  # the trap works: so TFDS itself reads such a folder
         tfds.builder_from_directory(str(evil / "data" / "cmudict" / "1.0.0"))
-    except Exception as error:  # after the import
-        print(error)
     assert (evil / "ran").exists()
 
 
@@ -396,12 +357,8 @@ def test_a_prepared_data_set_imports_nothing(evil):
 @given(name=texts, content=st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()))
 def test_any_name_and_any_prepared_folder_of_a_data_set(tmp_path, name, content):
     for source in (Tfds(name, "word", "pronunciation"), Tfds("cmudict", name, "pronunciation", data_dir=f"x{name}")):
-        with pytest.raises(UserError) as caught:
-            source.load("train")
-        assert is_one_line(caught.value)
+        assert attempt(source.load, "train") is None
     folder = tmp_path / "cmudict" / "1.0.0"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset_info.json").write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        Tfds("cmudict", "word", "pronunciation", data_dir=str(tmp_path)).load("train")
-    assert is_one_line(caught.value)
+    assert attempt(Tfds("cmudict", "word", "pronunciation", data_dir=str(tmp_path)).load, "train") is None

@@ -119,6 +119,8 @@ class Decoding:
                 whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
                 if not (whole or (hint is float and isinstance(value, numbers.Real))) or not low <= value <= high:
                     raise UserError(f"{name} is {value!r}: it must be {low} to {high}{', a whole number' * (hint is int)}")
+            elif hint is bool and not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}: it must be True or False")
             elif get_args(hint) and value not in get_args(hint):
                 raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hint))}")
 

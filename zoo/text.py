@@ -184,12 +184,29 @@ def _fit(backend: Any, trainer: Any, texts: Iterator[str]) -> None:
     from tokenizers.processors import TemplateProcessing
 
     if not isinstance(backend.model, models.WordLevel):
-        texts = (re.sub(f"[^ ]{{{LONGEST_WORD}}}", r"\g<0> ", text) for text in texts)
+        texts = _for_subwords(texts, backend.normalizer, trainer.vocab_size)
     backend.train_from_iterator(texts, trainer)
     if isinstance(backend.model, models.Unigram):
         backend.model = models.Unigram(_canonical(json.loads(backend.to_str())["model"]["vocab"]), unk_id=UNK)
     eos = SPECIAL_TOKENS[EOS]
     backend.post_processor = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
+
+
+def _for_subwords(texts: Iterator[str], normalizer: Any, vocab_size: int) -> Iterator[str]:
+    """The texts, with endless words broken; an error at their end if the characters, each a token, leave the library no room.
+
+    It would keep to no limit then (BPE), or try for ever (Unigram).
+    """
+    characters = {SPACE}
+    for text in texts:
+        characters.update(normalizer.normalize_str(text).replace(" ", SPACE))
+        yield re.sub(f"[^ ]{{{LONGEST_WORD}}}", r"\g<0> ", text)
+    least = len(characters) + len(SPECIAL_TOKENS)
+    if least > vocab_size:
+        raise UserError(
+            f"the texts hold {len(characters):,} different characters, too many for a vocab_size of {vocab_size:,}: "
+            f"raise it to {least:,} or more"
+        )
 
 
 def _canonical(vocab: list) -> list[tuple[str, float]]:
