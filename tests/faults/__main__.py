@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .harness import OPERATIONS, Command, differences, evidence, random_kill, resumed_from
+from tests.faults.harness import OPERATIONS, Command, differences, evidence, random_kill, resumed_from
 
 KINDS = ("-9", "-15", "early", "save", *OPERATIONS)
 KILLS_A_RUN = 5
