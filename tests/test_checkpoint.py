@@ -412,12 +412,15 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk, monkeypatch):
 @pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_read_only_disk_is_named(small_disk):
+    """And none of Orbax's threads waits for what will never come: the command could not end."""
     checkpoints = Checkpoints(small_disk)
+    before = set(threading.enumerate())
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     save(checkpoints, 1)
     with pytest.raises(SaveFailed, match=r"checkpoint 1 in .* could not be written \(.*Read-only file system"):
         checkpoints.finish()
     checkpoints.close()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.fixture(scope="module")
