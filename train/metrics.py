@@ -51,15 +51,14 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
       label_smoothing: epsilon, 0 ... 1.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    ids_BT = jnp.where(target.mask, target.ids, PAD)
     log_probs_BTV = jax.nn.log_softmax(logits_BTV)
-    nll_BT = -jnp.take_along_axis(log_probs_BTV, ids_BT[..., None], axis=-1)[..., 0]
+    nll_BT = -jnp.take_along_axis(log_probs_BTV, target.ids[..., None], axis=-1)[..., 0]
     loss_BT = nll_BT
     if label_smoothing:
         others = logits_BTV.shape[-1] - 1
         uniform_BT = -(log_probs_BTV.sum(axis=-1) - log_probs_BTV[..., PAD]) / others
         loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
-    right_BT = logits_BTV.argmax(axis=-1) == ids_BT
+    right_BT = logits_BTV.argmax(axis=-1) == target.ids
     count = target.mask.sum().astype(jnp.float32)
 
     def total(x_BT):
