@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import chex
@@ -21,7 +18,7 @@ import pytest
 import tensorstore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import model_run
+from runs import copy, model_run
 
 import zoo
 from train.checkpoint import Checkpoints
@@ -51,14 +48,6 @@ ABSTRACT = abstract(STATES[1])
 
 
 @pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    """In memory, where there is such a place: thousands of small files are written."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
-        yield Path(directory)
-
-
-@pytest.fixture(scope="module")
 def three(ground) -> Path:
     """A run with the steps 1, 2 and 3."""
     (ground / "three").mkdir()
@@ -75,12 +64,6 @@ def models(ground) -> Path:
     (ground / "models").mkdir()
     model_run(ground / "models")
     return ground / "models"
-
-
-def copy(source: Path, target: Path) -> Path:
-    """The same files by other names: they are replaced when they are changed, never written into."""
-    shutil.rmtree(target, ignore_errors=True)
-    return shutil.copytree(source, target, copy_function=os.link)
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -300,14 +283,7 @@ def is_json(path: Path) -> bool:
     return path.name != manifest.MANIFEST
 
 
-@pytest.fixture
-def _abandoned():
-    """Of several reads that fail Orbax waits for one only; what it has left is collected here, and not in another test."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.usefixtures("_abandoned")
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=int(os.environ.get("FUZZ", 60)), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -320,7 +296,7 @@ def test_foreign_metadata_gives_the_state_or_an_error(three, ground, data):
         chex.assert_trees_all_equal(found.state, STATES[3])
 
 
-@pytest.mark.usefixtures("_abandoned")
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=int(os.environ.get("FUZZ", 25)), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -27,20 +27,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from train.step import State
-from zoo.checkpoint import manifest
-from zoo.checkpoint.orbax import (
-    BEST,
-    CHECKPOINTS,
-    all_damaged,
-    by_name,
-    first_line,
-    item_metadata,
-    read_tree,
-    score,
-    steps,
-    verified,
-)
-from zoo.checkpoint.orbax import read_json as read_item
+from zoo.checkpoint import manifest, orbax
+from zoo.checkpoint.orbax import BEST, CHECKPOINTS
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError
 
@@ -88,12 +76,15 @@ class Checkpoints:
         self.newest, damaged = NONE, {}
         if self.first:
             self.directory.mkdir(exist_ok=True)
+            for path in self.directory.glob("*.saving"):  # complete but for its name
+                if (path / manifest.MANIFEST).exists() and not os.path.lexists(path.with_suffix("")):
+                    path.rename(path.with_suffix(""))
             self.clean()
-            whole, damaged = verified(steps(self.directory)[::-1])
+            whole, damaged = orbax.verified(orbax.steps(self.directory)[::-1])
             self.newest = int(whole[0].name) if whole else ALL_DAMAGED if damaged else NONE
         self.newest = from_first(self.newest)
         if self.newest == ALL_DAMAGED:  # they stay where they are: repeating the command must not begin a new run
-            raise all_damaged(self.directory, damaged)
+            raise orbax.all_damaged(self.directory, damaged)
         for path, reason in damaged.items():
             self.set_aside(path, reason)
         handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ARRAYS}
@@ -146,8 +137,8 @@ class Checkpoints:
             self.set_aside(final, "it stood in the way of a new checkpoint")
         saved.rename(final)
         manifest.sync(self.directory)
-        newest_first = steps(self.directory)[::-1]
-        kept = {*newest_first[: self.keep_last], *sorted(newest_first, key=score)[:1]}
+        newest_first = orbax.steps(self.directory)[::-1]
+        kept = {*newest_first[: self.keep_last], *sorted(newest_first, key=orbax.score)[:1]}
         for path in newest_first:
             if path not in kept:
                 self.delete(path)
@@ -172,7 +163,7 @@ class Checkpoints:
             raise error  # a fault of the program
         if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in str(error):
             raise self.no_space(step) from error
-        reason = "another host failed" if error is None else first_line(error)
+        reason = "another host failed" if error is None else orbax.first_line(error)
         raise SaveFailed(
             f"checkpoint {step} in {self.directory} could not be written ({reason}); earlier checkpoints are intact: "
             "make the directory writable and repeat the command to continue"
@@ -190,7 +181,7 @@ class Checkpoints:
 
     def read_json(self, step: int, item: str) -> Any:
         """One of a checkpoint's JSON items."""
-        return read_item(self.directory / str(step), item)
+        return orbax.read_json(self.directory / str(step), item)
 
     def restore(self, step: int, abstract: State) -> Saved:
         """A checkpoint in the places that ``abstract`` names, whatever devices it was saved from.
@@ -203,7 +194,7 @@ class Checkpoints:
             self.verify(step)
         templates = parts(abstract)
         check_settings(path, templates)
-        found = {name: read_tree(path / name, template) for name, template in templates.items()}
+        found = {name: orbax.read_tree(path / name, template) for name, template in templates.items()}
         rest = found.pop("optimizer")
         progress = self.read_json(step, "data")
         if not isinstance(progress, dict):
@@ -264,8 +255,8 @@ def parts(state: State) -> dict[str, PyTree]:
 
 def check_settings(path: Path, templates: dict[str, PyTree]) -> None:
     """Raises UserError if the optimizer's settings in a checkpoint give its state other parts than the experiment's."""
-    saved = item_metadata(path / "optimizer").keys()
-    wanted = by_name(templates["optimizer"]).keys()
+    saved = orbax.item_metadata(path / "optimizer").keys()
+    wanted = orbax.by_name(templates["optimizer"]).keys()
     for field, was, now in (
         ("ema", (path / "ema").is_dir(), "ema" in templates),
         ("accumulate", *(any(name.startswith("accumulated/") for name in names) for names in (saved, wanted))),
