@@ -269,6 +269,10 @@ def one_error(capsys, code: int, expected: int = 2) -> str:
         (["--model.dropout", "1.5"], "model.dropout is 1.5: it must be 0 to 1"),
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate is nan"),
         (["--optimizer.rate-rules", "nothing.*", "0", ".*", "1"], "'nothing.*', which matches no parameter"),
+        (["--optimizer.ema", "1.0"], "an average that never moves"),
+        (["--optimizer.accumulate", "3"], "training.steps is 2, fewer batches than optimizer.accumulate wants"),
+        (["--training.max-skipped", "0"], "training.max_skipped is 0: it must be at least 1"),
+        (["--training.watchdog", "-1"], "training.watchdog is -1.0: it must be at least 0"),
         (["--parallel.devices", "99"], "parallel.devices is 99"),
         (["--tokenizers.target", "words"], "tokenizers.shared wants one kind"),
         (["--tokenizers.no-shared"], "share_embeddings"),
@@ -320,6 +324,8 @@ def test_a_workdir_of_something_else(workdir, pairs, tmp_path, capsys):
     before = sorted(path.stat().st_mtime_ns for path in workdir.rglob("*"))
     message = one_error(capsys, train(command(pairs, workdir, 8, "--model.num-layers", "2")))
     assert "model.num_layers was 1 and is 2 now" in message
+    message = one_error(capsys, train(command(pairs, workdir, 8, "--training.label-smoothing", "0.2")))
+    assert "training.label_smoothing was 0.1 and is 0.2 now" in message
     assert sorted(path.stat().st_mtime_ns for path in workdir.rglob("*")) == before
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty and holds no training run" in one_error(capsys, train(command(pairs, tmp_path, 2)))
