@@ -425,7 +425,9 @@ def test_the_average_is_what_is_evaluated(here, whole, monkeypatch, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     seen = []
     monkeypatch.setattr(loop.evaluate, "teacher_forced", lambda step, params, *rest: seen.append(params) or {"nll": 1.0})
-    monkeypatch.setattr(loop.evaluate, "decoded", lambda predictor, *rest: seen.append(predictor.params) or ({"error": 1.0}, []))
+    monkeypatch.setattr(
+        loop.evaluate, "decoded", lambda predictor, *rest: seen.append(predictor.params) or ({"error": 1.0}, [])
+    )
     monkeypatch.setattr(loop.Run, "draw", lambda *arguments: None)
     real, states = loop.Run.evaluate, []
     more = ("--training.steps", str(STEPS + 1))
