@@ -85,10 +85,7 @@ def read_config(name: str):
         variables = runpy.run_path(name)
     except (UserError, ModuleNotFoundError):
         raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever a user's own file raises: wrong syntax, an unknown field
+    except (Exception, SystemExit) as error:  # whatever a file of the user's own raises: wrong syntax, an unknown field
         raise UserError(f"{name} cannot be used, {type(error).__name__}: {error}") from error
     if "experiment" not in variables:
         raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py")
