@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import zoo
 from zoo.variants import table
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("out", help="a directory that does not exist yet")
+    command.add_argument("--format", choices=("zoo", "huggingface"), default="zoo", help="huggingface: what transformers loads")
     command.set_defaults(run=export)
     return top
 
@@ -63,7 +64,9 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(zoo.Decoding):
         kind = hints[field.name]
         how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
-        if get_args(kind):
+        if get_origin(kind) is tuple:
+            how = {"nargs": "*", "type": get_args(kind)[0]}
+        elif get_args(kind):
             how = {"choices": get_args(kind)}
         command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
 
@@ -87,7 +90,7 @@ def print_table(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
     predictor = zoo.load(options.directory)
     if options.stream:
         return print_pieces(predictor, options, chosen)
@@ -144,7 +147,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def export(options: argparse.Namespace) -> None:
-    zoo.save(zoo.load(options.directory), options.out)
+    zoo.save(zoo.load(options.directory), options.out, options.format)
     print(f"exported to {options.out}; use it with: python -m zoo predict {options.out} TEXT")
 
 

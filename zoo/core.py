@@ -87,14 +87,24 @@ class ModelConfig:
     Attributes:
       source_vocab_size: ids of the source vocabulary; 0 until the tokenizer is known.
       target_vocab_size: ids of the target vocabulary; 0 until the tokenizer is known.
+      start_id: what a decoder reads first.
+      end_id: what ends every target.
+      pad_id: what stands after the end. These three are fields of a variant whose pretrained models have their own.
     """
 
     source_vocab_size: int = 0
     target_vocab_size: int = 0
+    start_id: ClassVar[int] = BOS
+    end_id: ClassVar[int] = EOS
+    pad_id: ClassVar[int] = PAD
 
     def build(self) -> Seq2Seq:
         """The Linen module of this configuration."""
         raise NotImplementedError
+
+    def first(self, source: PyTree) -> int | jax.Array:
+        """What the decoder reads first: ``start_id``, or (B,) a token for each sentence (see decoder-only, above)."""
+        return self.start_id
 
     @property
     def wants_one_vocabulary(self) -> bool:
@@ -144,17 +154,18 @@ class Seq2Seq(nn.Module):
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
         """Teacher forcing: the logits of every target token given the tokens before it and the source."""
         memory = self.encode(source, train=train, attention=attention)
-        outputs, _ = self.decode(shift_right(target.ids), memory, train=train, attention=attention)
+        outputs, _ = self.decode(shift_right(target.ids, self.config.first(source)), memory, train=train, attention=attention)
         return outputs
 
 
-def shift_right(ids_BT: jax.Array) -> jax.Array:
-    """What a decoder reads when it is to predict ``ids_BT``: the start token, then all but the last.
+def shift_right(ids_BT: jax.Array, first: int | jax.Array = BOS) -> jax.Array:
+    """What a decoder reads when it is to predict ``ids_BT``: the first token, () or (B,), then all but the last.
 
     >>> shift_right(jnp.array([[7, 8, 2]])).tolist()
     [[1, 7, 8]]
     """
-    return jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS) if ids_BT.shape[1] else ids_BT
+    first_B1 = jnp.broadcast_to(jnp.asarray(first, ids_BT.dtype), ids_BT.shape[:1])[:, None]
+    return jnp.concatenate([first_B1, ids_BT[:, :-1]], axis=1) if ids_BT.shape[1] else ids_BT
 
 
 def positions(mask_BN: jax.Array) -> jax.Array:

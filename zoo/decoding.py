@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 
 from zoo.core import UserError
-from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample
+from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample, bias
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}  # what leaves a distribution as it is
 
@@ -21,6 +21,7 @@ class Decoding:
       beams: hypotheses kept a sentence; 1 is greedy search.
       penalty: how beam search compares lengths and when it stops, by the system that does it so (``zoo.generate.penalty``).
       length_penalty: alpha of that penalty, where it has one.
+      early_stopping: what transformers calls so, for a penalty that can stop in several ways; by default the penalty decides.
       n_best: how many outputs of each text.
       sample: draw outputs instead of searching for the most probable; the next five fields shape the distribution.
       temperature: below 1 sharper than the model's, above 1 flatter.
@@ -36,11 +37,17 @@ class Decoding:
       max_len: most tokens of an output, the end token included.
       max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
       max_source_len: longer sources are cut to this many tokens.
+      first_id: the one token id that an output begins with, such as a language; -1 for any.
+      end_at_limit: whether the last token of an output that is as long as allowed must be the end token.
+      suppress: token ids that no output may hold.
+      suppress_first: token ids that no output may begin with.
+      anything: whether the start and padding tokens may be generated, as some systems let them.
     """
 
     beams: int = 1
     penalty: Literal["none", "average", "gnmt", "huggingface", "fairseq", "marian"] = "gnmt"
     length_penalty: float = 1.0
+    early_stopping: Literal["default", "no", "yes", "never"] = "default"
     n_best: int = 1
     sample: bool = False
     temperature: float = 1.0
@@ -56,6 +63,11 @@ class Decoding:
     max_len: int = 64
     max_len_ratio: float = 0.0
     max_source_len: int = 512
+    first_id: int = -1
+    end_at_limit: bool = False
+    suppress: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    anything: bool = False
 
     def search(self, keys: jax.Array) -> Greedy | Sample | Beam:
         """The search that these settings describe, with a PRNG key for each text should it sample.
@@ -90,15 +102,27 @@ class Decoding:
         if self.beams == 1:
             return Greedy()
         make = PENALTIES[self.penalty]
-        penalty = make() if self.penalty in ("none", "average") else make(self.length_penalty)
-        return Beam(self.beams, penalty, n_best=several)
+        alpha = () if self.penalty in ("none", "average") else (self.length_penalty,)
+        if self.early_stopping != "default" and self.penalty in ("fairseq", "marian"):
+            raise UserError(f"early_stopping is {self.early_stopping!r} but {self.penalty!r} has its own end: leave it out")
+        stop = {"default": {}, "no": {"early_stopping": False}, "yes": {"early_stopping": True}}
+        stop["never"] = {"early_stopping": "never"}
+        return Beam(self.beams, make(*alpha, **stop[self.early_stopping]), n_best=several)
 
-    @property
-    def rules(self) -> Rules:
-        """What may be generated."""
+    def rules(self, vocab_size: int) -> Rules:
+        """What may be generated of a vocabulary.
+
+        Raises:
+          UserError: an id to suppress that is outside of it.
+        """
         return Rules(
             min_len=self.min_len,
             limit_ratio=self.max_len_ratio or None,
             repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
             ngram=self.no_repeat_ngram or None,
+            first_id=self.first_id,
+            end_at_limit=self.end_at_limit,
+            bias=bias(vocab_size, self.suppress) if self.suppress else None,
+            first_bias=bias(vocab_size, self.suppress_first) if self.suppress_first else None,
+            anything=self.anything,
         )

@@ -15,6 +15,7 @@ from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
 from zoo.generate.facade import bucket, room
+from zoo.pretrained_text import PretrainedTokenizer
 from zoo.text import Tokenizer
 
 ROWS = 64  # sentences decoded together at most
@@ -52,15 +53,17 @@ class Predictor:
       decoding: the defaults of ``predict``.
       place: puts a batch of sources on devices; the identity leaves that to JAX.
       multiple_of: the rows of each batch are a multiple of this, so that devices can share them.
+      origin: what the files of a pretrained model say beside all this, for writing it again; None for our own models.
     """
 
     model: Seq2Seq
     params: PyTree
-    source_tokenizer: Tokenizer
-    target_tokenizer: Tokenizer
+    source_tokenizer: Tokenizer | PretrainedTokenizer
+    target_tokenizer: Tokenizer | PretrainedTokenizer
     decoding: Decoding = Decoding()
     place: Callable[[Tokens], Any] = lambda source: source
     multiple_of: int = 1
+    origin: dict[str, Any] | None = None
 
     def __post_init__(self):
         for side in ("source", "target"):
@@ -100,7 +103,7 @@ class Predictor:
                 self.place(batch),
                 max_len=decoding.max_len,
                 search=decoding.search(keys[np.resize(rows, len(batch.ids))]),
-                rules=decoding.rules,
+                rules=decoding.rules(self.model.config.target_vocab_size),
                 attention=attention,
             )
             for row, prediction in zip(rows, self.read(found, [sources[row] for row in rows], decoding.risk), strict=True):
@@ -162,7 +165,7 @@ class Predictor:
             pad_tokens([ids]),
             max_len=decoding.max_len,
             search=decoding.search(key[None]),
-            rules=decoding.rules,
+            rules=decoding.rules(self.model.config.target_vocab_size),
         )
         return self.pieces(int(step.token[0]) for step in steps)
 

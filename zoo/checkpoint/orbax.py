@@ -38,8 +38,8 @@ def read_json(step: Path, item: str) -> Any:
         raise UserError(f"the checkpoint {step} is damaged: {path.name} of {item} is not readable ({error})") from error
 
 
-def read_params(step: Path, template: PyTree) -> PyTree:
-    """The parameters of a checkpoint as arrays on the default device, if names and shapes are those of the template."""
+def read_params(step: Path, template: PyTree, place: PyTree) -> PyTree:
+    """The parameters of a checkpoint, each in its ``place``, if names and shapes are those of the template."""
     import orbax.checkpoint as ocp
 
     # Orbax warns that a single item has no metadata of its own: in our layout that stands beside it, for all items.
@@ -51,8 +51,7 @@ def read_params(step: Path, template: PyTree) -> PyTree:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"the checkpoint {step} is damaged: its parameters are not readable ({error})") from error
         check_shapes(found, template, step)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template)
+        abstract = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), template, place)
         return checkpointer.restore(path, abstract)
 
 

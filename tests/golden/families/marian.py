@@ -1,0 +1,79 @@
+"""Marian and M2M-100."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, write
+
+SIZES = {"d_model": 16, "max_position_embeddings": 64, "dropout": 0.0, "attention_dropout": 0.0}
+SIZES |= {f"{side}_layers": 2 for side in ("encoder", "decoder")}
+SIZES |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+SIZES |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20, "scale_embedding": True}
+LAYERS = {
+    f"{side}_{i}": lambda model, side=side, i=i: getattr(model.model, side).layers[i]
+    for side in ("encoder", "decoder")
+    for i in range(2)
+}
+
+
+def piece_model(size: int, rule: str) -> bytes:
+    """A SentencePiece unigram model of the sentences."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=size,
+        normalization_rule_name=rule,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        bos_id=-1,
+        eos_id=0,
+        unk_id=1,
+    )
+    return model.getvalue()
+
+
+def marian_tokenizer(directory: Path):
+    """One table of ids over two piece models, in another order than theirs, with a language token."""
+    import sentencepiece
+    from transformers import MarianTokenizer
+
+    pieces = []
+    for side, rule in (("source", "nmt_nfkc"), ("target", "identity")):
+        content = piece_model(260 if side == "source" else 230, rule)
+        (directory / f"{side}.spm").write_bytes(content)
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        pieces += [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    words = sorted(set(pieces) - {"</s>", "<unk>"})
+    vocab = {token: i for i, token in enumerate(["</s>", "<unk>", *words[: len(words) * 9 // 10], ">>fra<<", "<pad>"])}
+    (directory / "vocab.json").write_text(json.dumps(vocab))
+    return MarianTokenizer(*(str(directory / name) for name in ("source.spm", "target.spm", "vocab.json")), model_max_length=64)
+
+
+def marian(directory: Path) -> None:
+    from transformers import GenerationConfig, MarianConfig, MarianMTModel
+
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer = marian_tokenizer(Path(name))
+        size, pad = len(tokenizer), tokenizer.pad_token_id
+        ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0, "bos_token_id": None}
+        config = MarianConfig(vocab_size=size, activation_function="swish", **SIZES, **ids, forced_eos_token_id=None)
+        config.extra_field = {"kept": True}
+        model = randomise(MarianMTModel(config))
+        with torch.no_grad():
+            model.final_logits_bias[0, 0] += 2.5  # sentences end
+        model.generation_config = GenerationConfig(
+            max_length=24, num_beams=4, bad_words_ids=[[pad]], forced_eos_token_id=0, **ids, renormalize_logits=False
+        )
+        arrays = seq2seq(model, LAYERS, avoid={0, 1, pad}) | search_case(model, tokenizer) | tokens_case(tokenizer, size)
+        write(directory, model, tokenizer, arrays)
+
+
+CASES = {"marian": marian}

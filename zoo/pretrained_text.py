@@ -1,0 +1,286 @@
+"""Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
+
+    fast             tokenizer.json, by the ``tokenizers`` library
+    marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
+
+Unlike ours, these find special tokens that are spelled out in a text ("</s>"), as the reference does. A tokenizer keeps
+the files that it was made from, so that nothing in them is lost when the model is saved.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zoo.core import UserError
+from zoo.text import Tokenizer, printable, without_surrogates
+
+# What a directory may hold of a tokenizer: all of it is kept and written back.
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
+)
+BINARY = (".spm", ".model")
+
+
+class PretrainedTokenizer:
+    """Base of all: subclasses define ``tokens`` and ``text``, and find the ids and names of tokens in ``self.ids``.
+
+    Attributes:
+      kind: its name in the table above.
+      files: name -> content of what it was made from.
+      side: "source" or "target"; models may cut the two differently.
+      vocab_size: the model's, which may have more entries than the tokenizer.
+      end_id: where the text of an output ends.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, files: dict[str, bytes], side: str, vocab_size: int, end_id: int):
+        self.files, self.side, self.vocab_size, self.end_id = files, side, vocab_size, end_id
+        self.settings = self.json("tokenizer_config.json") if "tokenizer_config.json" in files else {}
+        self.ids: dict[str, int] = {}
+        self.prepare()
+        self.names = {number: token for token, number in self.ids.items()}
+        if self.names and max(self.names) >= vocab_size:
+            raise UserError(
+                f"the {side} tokenizer has ids up to {max(self.names)}, but the model a vocabulary of {vocab_size}: "
+                "use the files that belong together"
+            )
+
+    def prepare(self) -> None:
+        """Read the files: sets ``ids`` and whatever else the subclass needs."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text with the special tokens that the model wants around it."""
+        raise NotImplementedError
+
+    def text(self, ids: list[int]) -> str:
+        """The text of ids, special tokens left out."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """``[encode(text) for text in texts]``."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids up to the first end token. Raises UserError for an id outside the model's vocabulary."""
+        ids = self.in_range(ids)
+        return self.text(ids[: ids.index(self.end_id)] if self.end_id in ids else ids)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """One printable label a token, for the axes of a plot; of an id that the tokenizer does not have, its number."""
+        return [printable(self.names.get(i, f"<{i}>")) for i in self.in_range(ids)]
+
+    def in_range(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UserError(
+                    f"token id {i} is outside the vocabulary of {self.vocab_size}: use the tokenizer of the same model"
+                )
+        return ids
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, its files included."""
+        files = {
+            name: {"base64": base64.b64encode(content).decode("ascii")} if name.endswith(BINARY) else content.decode("utf-8")
+            for name, content in self.files.items()
+        }
+        return {"kind": self.kind, "side": self.side, "vocab_size": self.vocab_size, "end_id": self.end_id, "files": files}
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file's content. Raises UserError if it is missing or no JSON object."""
+        if name not in self.files:
+            raise UserError(f"the tokenizer lacks {name}: fetch the model again")
+        try:
+            data = json.loads(self.files[name].decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the tokenizer's {name} is not readable JSON ({error}): fetch the model again") from error
+        if not isinstance(data, dict):
+            raise UserError(f"the tokenizer's {name} holds no JSON object: fetch the model again")
+        return data
+
+    def vocabulary(self, name: str) -> dict[str, int]:
+        """A JSON file of tokens and ids."""
+        data = self.json(name)
+        if not data or not all(type(number) is int and number >= 0 for number in data.values()):
+            raise UserError(f"the tokenizer's {name} is no table of tokens and ids: fetch the model again")
+        return data
+
+    def special(self, name: str, default: str) -> str:
+        """A special token's text in tokenizer_config.json: ``unk_token`` and so on."""
+        value = self.settings.get(name, default)
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else default
+
+    def piece_model(self, name: str) -> Any:
+        """A SentencePiece file."""
+        import sentencepiece
+
+        if name not in self.files:
+            raise UserError(f"the tokenizer lacks {name}: fetch the model again")
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self.files[name])
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"the tokenizer's {name} is no SentencePiece model ({error}): fetch the model again") from error
+
+
+class FastTokenizer(PretrainedTokenizer):
+    """A tokenizer.json: its own rules say everything, those for special tokens too."""
+
+    kind = "fast"
+
+    def prepare(self) -> None:
+        import tokenizers
+
+        if "tokenizer.json" not in self.files:
+            raise UserError("the tokenizer lacks tokenizer.json: fetch the model again")
+        try:
+            self.backend = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # the library raises plain Exception for anything it cannot read
+            raise UserError(f"tokenizer.json is not a readable tokenizer ({error}): fetch the model again") from error
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.ids = self.backend.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(without_surrogates(text)).ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(map(without_surrogates, texts)))]
+
+    def text(self, ids: list[int]) -> str:
+        text = self.backend.decode(ids, skip_special_tokens=True)
+        return clean_up(text) if self.settings.get("clean_up_tokenization_spaces") is True else text
+
+
+class PieceTokenizer(PretrainedTokenizer):
+    """SentencePiece whose pieces have other ids in the model, which a table gives; special tokens stand between the pieces.
+
+    Attributes:
+      splitter: finds special tokens in a text.
+      reader, writer: the SentencePiece models that cut a text and that join pieces.
+    """
+
+    def split_at(self, special: Iterable[str]) -> None:
+        """Set what ``encode`` looks for, longest first, and what ``text`` leaves out."""
+        self.special_tokens = [token for token in special if token in self.ids]
+        longest = sorted(self.special_tokens, key=len, reverse=True)
+        self.splitter = re.compile("({})".format("|".join(map(re.escape, longest))) if longest else r"(?!)")
+
+    def cut(self, text: str) -> list[str]:
+        """The pieces of a text without special tokens."""
+        return self.reader.encode(text, out_type=str)
+
+    def numbers(self, text: str) -> list[int]:
+        """The ids of a text without any token around it."""
+        unknown, found = self.ids[self.special("unk_token", "<unk>")], []
+        for part in self.splitter.split(without_surrogates(text)):
+            if part:
+                found += [part] if part in self.special_tokens else self.cut(part)
+        return [self.ids.get(piece, unknown) for piece in found]
+
+    def text(self, ids: list[int]) -> str:
+        pieces = [self.names[i] for i in ids if i in self.names and self.names[i] not in self.special_tokens]
+        return self.writer.decode_pieces(pieces).replace("▁", " ").strip()
+
+
+class MarianTokenizer(PieceTokenizer):
+    """A piece model a side over one table of ids, or two; the language of a text may stand before it as ">>fra<<".
+
+    As in transformers, one table means that source.spm joins the pieces of outputs too. Punctuation is left as it is;
+    transformers does not normalise it either.
+    """
+
+    kind = "marian"
+
+    def prepare(self) -> None:
+        separate = self.settings.get("separate_vocabs") is True
+        self.ids = self.vocabulary("target_vocab.json" if separate and self.side == "target" else "vocab.json")
+        self.reader = self.piece_model(f"{self.side}.spm")
+        self.writer = self.piece_model("target.spm" if separate else "source.spm")
+        defaults = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+        special = [self.special(name, default) for name, default in defaults.items()]
+        for token in special[:2]:
+            if token not in self.ids:
+                raise UserError(f"the tokenizer's vocab.json lacks {token}: fetch the model again")
+        self.split_at([*special, *added_special(self.settings)])
+
+    def cut(self, text: str) -> list[str]:
+        language = re.match(r">>.*?<<", text, re.DOTALL)
+        code, text = ([language[0]], text[language.end() :]) if language else ([], text)
+        return code + super().cut(text)
+
+    def encode(self, text: str) -> list[int]:
+        return [*self.numbers(text), self.ids[self.special("eos_token", "</s>")]]
+
+
+KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer)}
+
+
+def added_special(settings: dict[str, Any]) -> list[str]:
+    """The special tokens that a tokenizer_config.json adds to the usual ones."""
+    more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    more = list(more.values()) if isinstance(more, dict) else more
+    return [token.get("content", "") if isinstance(token, dict) else str(token) for token in more]
+
+
+def clean_up(text: str) -> str:
+    """English punctuation without the spaces before it, as transformers does where tokenizer_config.json asks for it."""
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The tokenizer files of a directory."""
+    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+
+
+def kind_of(files: dict[str, bytes], where: Path | str) -> str:
+    """Which kind the files are. Raises UserError if they are none of them."""
+    if "tokenizer.json" in files:
+        return "fast"
+    if {"source.spm", "target.spm", "vocab.json"} <= set(files):
+        return "marian"
+    raise UserError(
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
+        f"there is {', '.join(files) or 'none of its files'}"
+    )
+
+
+def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
+    """A tokenizer of either sort from what its ``to_json`` gave.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(data, dict) or "files" not in data:
+        return Tokenizer.from_json(data, where)
+    right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "files": dict}
+    if (
+        set(data) != set(right)
+        or not all(type(data[name]) is hint for name, hint in right.items())
+        or data["kind"] not in KINDS
+    ):
+        raise UserError(f"{where} is not a readable tokenizer: save it again")
+    try:
+        files = {
+            name: base64.b64decode(content["base64"], validate=True) if isinstance(content, dict) else content.encode("utf-8")
+            for name, content in data["files"].items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} is not a readable tokenizer ({error}): save it again") from error
+    if not set(files) <= set(FILES):
+        raise UserError(f"{where} holds the file {sorted(set(files) - set(FILES))[0]!r}, which no tokenizer has: save it again")
+    return KINDS[data["kind"]](files, data["side"], data["vocab_size"], data["end_id"])
