@@ -1,4 +1,4 @@
-"""Strings on which a tokenizer has to agree with its reference: many scripts, emoji, control characters, white space, nothing."""
+"""Strings on which a tokenizer has to agree with its reference: many scripts, emoji, control characters, spaces, nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,25 @@ SPANS = (
 )
 PARTS = (
     *(" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2009", "\u3000", "\u200b", "\u200d", "\ufeff", "\ufffd", "\x00", "▁", "##"),
-    *("👩‍👩‍👧", "🇩🇪", "👍🏽", "❤️", "e\u0301", "ﬁ", "①", "½", "İ", "ß", "</s>", "<s>", "<pad>", "<unk>", "<mask>", "[CLS]", "[SEP]"),
+    *(
+        "👩‍👩‍👧",
+        "🇩🇪",
+        "👍🏽",
+        "❤️",
+        "e\u0301",
+        "ﬁ",
+        "①",
+        "½",
+        "İ",
+        "ß",
+        "</s>",
+        "<s>",
+        "<pad>",
+        "<unk>",
+        "<mask>",
+        "[CLS]",
+        "[SEP]",
+    ),
     *("[MASK]", "[UNK]", "<|endoftext|>", "<extra_id_0>", ">>fra<<", "...", "--", "''", "``", "'s", " n't", "123456789"),
 )
 

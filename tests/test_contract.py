@@ -98,6 +98,21 @@ def test_shapes_and_finiteness(subject):
     assert not s.apply(s.source, s.target).attention, "attention came unasked"
 
 
+def test_logits_are_made_of_the_hidden_state(subject):
+    """All of them, or a chunk of positions at a time; whoever reads the hidden state alone computes no (B, T, V)."""
+    s = subject
+    outputs = s.apply(s.source, s.target)
+    chex.assert_trees_all_close(s.apply(outputs.hidden, method="logits"), outputs.logits, atol=1e-6)
+    chex.assert_trees_all_close(s.apply(outputs.hidden[:, 2:4], method="logits"), outputs.logits[:, 2:4], atol=1e-6)
+
+    config = dataclasses.replace(s.model.config, source_vocab_size=43, target_vocab_size=43)  # a number seen nowhere else
+    model, params = config.build(), abstract_params(config)
+    both = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target)).lower(params).as_text()
+    hidden = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target).hidden).lower(params).as_text()
+    assert f"tensor<{BATCH}x{TARGET}x43xf32>" in both
+    assert f"tensor<{BATCH}x{TARGET}x43xf32>" not in hidden
+
+
 def test_parameters_do_not_depend_on_the_example(subject):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(subject.model.config), subject.params)
 
@@ -139,7 +154,7 @@ def test_source_padding_is_invisible(subject):
     garbage = Tokens(np.where(s.source.mask, s.source.ids, 9), s.source.mask)
     np.testing.assert_array_equal(right, s.apply(garbage, s.target).logits)
     for side in ((0, 3), (3, 0)):
-        padded = Tokens(*(np.pad(x, ((0, 0), side)) for x in s.source))
+        padded = Tokens(np.pad(s.source.ids, ((0, 0), side)), np.pad(s.source.mask, ((0, 0), side)))
         chex.assert_trees_all_close(s.apply(padded, s.target).logits, right, atol=5e-6)
 
 
@@ -148,8 +163,8 @@ def test_each_sentence_alone(subject):
     together = s.apply(s.source, s.target).logits
     for row in range(BATCH):
         length, target_length = int(s.source.mask[row].sum()), int(s.target.mask[row].sum())
-        alone = Tokens(*(x[row : row + 1, :length] for x in s.source))
-        target = Tokens(*(x[row : row + 1, :target_length] for x in s.target))
+        alone = Tokens(s.source.ids[row : row + 1, :length], s.source.mask[row : row + 1, :length])
+        target = Tokens(s.target.ids[row : row + 1, :target_length], s.target.mask[row : row + 1, :target_length])
         chex.assert_trees_all_close(s.apply(alone, target).logits[0], together[row, :target_length], atol=5e-6)
 
 

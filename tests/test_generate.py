@@ -250,8 +250,9 @@ def test_a_batch_gives_what_each_sentence_alone_gives(name):
         model, params, source = toy(seed, batch=5)
         options = {"max_len": 10, "search": ISOLATED[name]}
         out = generate(model, params, source, **options)
-        wider = core.Tokens(*(np.pad(x, ((0, 3), (0, 6)))[::-1] for x in source))
-        for row, found in [(b, generate(model, params, core.Tokens(*(x[[b]] for x in source)), **options)) for b in range(5)]:
+        wider = jax.tree.map(lambda x: np.pad(x, ((0, 3), (0, 6)))[::-1], source)
+        alone = [core.Tokens(source.ids[[b]], source.mask[[b]]) for b in range(5)]
+        for row, found in enumerate([generate(model, params, one, **options) for one in alone]):
             assert np.array_equal(found.ids[0], out.ids[row])
             np.testing.assert_allclose(found.score[0], out.score[row], rtol=1e-5)
         found = generate(model, params, wider, **options)
@@ -310,7 +311,7 @@ def test_one_program_serves_a_bucket_of_rows_and_a_bucket_of_lengths(kind):
     model, params, source = toy(0, batch=4, length=16)
     rng, buckets, before = np.random.default_rng(0), set(), facade._generate._cache_size()
     for batch, length, max_len in zip(rng.choice([1, 3, 4], 50).tolist(), *rng.integers(1, 17, (2, 50)).tolist()):
-        part = core.Tokens(*(x[:batch, :length] for x in source))
+        part = core.Tokens(source.ids[:batch, :length], source.mask[:batch, :length])
         found = generate(model, params, part, max_len=max_len, search=search_of(kind))
         assert found.ids.shape == (batch, max_len)
         buckets.add((facade.bucket(batch, 1), facade.bucket(length, 8), facade.bucket(max_len, 8)))

@@ -212,7 +212,7 @@ def sample(model, params, source, key, max_len: int = 8, **options) -> np.ndarra
 def test_a_sentence_and_its_key_make_the_text(seed):
     """Alone or in a batch, in whatever row, with however much padding and room, and however many samples are drawn."""
     model, params, source = toy(seed, batch=5)
-    row = lambda *rows: core.Tokens(*(x[list(rows)] for x in source))  # noqa: E731
+    row = lambda *rows: jax.tree.map(lambda x: x[list(rows)], source)  # noqa: E731
     keys = keys_of(jax.random.key(seed), 5)
     together = sample(model, params, source, jax.random.key(seed))
     assert len(np.unique(together, axis=0)) > 1
@@ -220,7 +220,7 @@ def test_a_sentence_and_its_key_make_the_text(seed):
     for b in range(5):
         np.testing.assert_array_equal(sample(model, params, row(b), keys[b : b + 1])[0], together[b])
     np.testing.assert_array_equal(sample(model, params, row(4, 1, 2), keys[jnp.array([4, 1, 2])]), together[[4, 1, 2]])
-    wider = core.Tokens(*(np.pad(x, ((0, 0), (0, 6))) for x in source))
+    wider = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 6))), source)
     np.testing.assert_array_equal(sample(model, params, wider, keys), together)
     np.testing.assert_array_equal(sample(model, params, source, keys, max_len=13)[:, :8], together)  # a limit only cuts
     three, five = (sample(model, params, source, keys, samples=n) for n in (3, 5))
@@ -234,7 +234,7 @@ def test_another_key_another_text():
     texts = [sample(model, params, source, jax.random.key(seed)).tobytes() for seed in range(4)]
     assert len(set(texts)) == 4
     same = jnp.repeat(jax.random.key(7)[None], 2)
-    twice = core.Tokens(*(np.repeat(x[:1], 2, axis=0) for x in source))
+    twice = jax.tree.map(lambda x: np.repeat(x[:1], 2, axis=0), source)
     found = generate(model, params, twice, max_len=8, search=Sample(same)).ids
     np.testing.assert_array_equal(found[0], found[1])  # the same sentence with the same key
 

@@ -171,7 +171,7 @@ def test_a_sentence_draws_the_same_alone_in_a_batch_and_beside_padding():
 
 def test_equal_sentences_draw_differently():
     model, params, source = toy(6, batch=1)
-    source = core.Tokens(*(np.repeat(x, 4, axis=0) for x in source))
+    source = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), source)
     out = generate(model, params, source, max_len=8, search=StochasticBeam(jax.random.key(0), 2))
     assert len({float(score) for score in out.score[:, 0]}) == 4
     assert len({ids.tobytes() for ids in np.asarray(out.ids)}) > 1

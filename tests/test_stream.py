@@ -94,7 +94,7 @@ def test_another_call_compiles_nothing():
     one = list(stream(model, params, SOURCE, max_len=9, search=search))
     programs = _start._cache_size(), _step._cache_size()
     other = dataclasses.replace(search, key=jax.random.key(4), temperature=2.0, top_p=0.5)
-    shorter = core.Tokens(*(x[:6, :10] for x in core.random_tokens(np.random.default_rng(0), 6, 10, 32)))
+    shorter = jax.tree.map(lambda x: x[:6, :10], core.random_tokens(np.random.default_rng(0), 6, 10, 32))
     two = list(stream(model, params, shorter, max_len=14, search=other, rules=Rules(min_len=3, limit=13, end_id=5)))
     assert (_start._cache_size(), _step._cache_size()) == programs
     assert len(one) <= 9

@@ -51,9 +51,13 @@ class Toy(core.Seq2Seq):
         scores_bWTS = jnp.einsum("bwtd,bsd->bwts", x_bWTD, memory["keys"])
         weights_bWTS = jax.nn.softmax(jnp.where(memory["mask"][:, None, None], scores_bWTS, -1e9), axis=-1)
         context_BTD = jnp.einsum("bwts,bsd->bwtd", weights_bWTS, memory["keys"]).reshape(x_BTD.shape)
-        logits_BTV = ((x_BTD + 0.5 * context_BTD) @ self.out).astype(self.config.dtype)
+        hidden_BTD = x_BTD + 0.5 * context_BTD
         weights = {"layer/cross": weights_bWTS.reshape(len(tokens_BT), 1, *weights_bWTS.shape[2:])} if attention else {}
-        return core.Outputs(logits_BTV, weights), {"state": state_BD, "index": cache["index"] + tokens_BT.shape[1]}
+        outputs = core.Outputs(self.logits(hidden_BTD), weights, hidden_BTD)
+        return outputs, {"state": state_BD, "index": cache["index"] + tokens_BT.shape[1]}
+
+    def logits(self, hidden_BTD):
+        return (hidden_BTD @ self.out).astype(self.config.dtype)
 
 
 def toy(seed: int, batch: int = 3, vocab: int = 6, dtype: str = "float32", length: int = 5):

@@ -3,6 +3,7 @@
     encode(source, train)              -> memory          everything the decoder needs from the source, computed once
     init_cache(memory, max_len, ...)   -> cache           a plain pytree that decoding carries along
     decode(tokens, memory, cache=None) -> outputs, cache  all tokens teacher-forced, or one (or n) more with a cache
+    logits(hidden)                     -> logits          the product over the vocabulary, which decode ends with
     __call__(source, target)           =  decode(shift_right(target), encode(source))
 
 A model is a Flax Linen module with nothing but the ``params`` collection and the ``dropout`` rng, so that
@@ -21,12 +22,21 @@ Arrays carry their shape in their name. The legend, for all files:
 Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf counts positions and is shared by all rows.
 ``decode`` accepts W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied
 per beam. A search gives each row the leaves of the row that it continues, but what stands in ``AppendOnly`` never moves.
+
+Two kinds of model have one half only, and keep to the same page:
+
+    decoder-only   the source is the prompt. ``encode`` reads all of it but each row's last token into the memory, as keys and
+                   values (prefill: ragged, padded on either side, never copied per beam); ``config.first(source)`` is that last
+                   token, with which ``decode`` goes on at each row's own position. An empty prompt begins with ``start_id``,
+                   so that training on plain text is ``__call__`` with sources of no length.
+    encoder-only   ``encode`` gives the hidden states as its memory (``EncoderOnly``), and heads are further methods of it; there
+                   is nothing to decode.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -49,10 +59,13 @@ class Tokens(NamedTuple):
     Attributes:
       ids: (B, N) int32 token ids; what stands at a masked position does not matter.
       mask: (B, N) bool, True where a token is real. Padding may stand on either side.
+      segments: (B, N) int32, which of the row's sequences a token belongs to, counted from 1, each in one piece; 0 for padding.
+        None where each row is one sequence.
     """
 
     ids: jax.Array
     mask: jax.Array
+    segments: jax.Array | None = None
 
 
 class AppendOnly(NamedTuple):
@@ -74,10 +87,13 @@ class Outputs(NamedTuple):
     Attributes:
       logits: (B, T, V) unnormalised log-probabilities of the next token.
       attention: on request, name -> weights (B, H, queries, keys); names end in ``self`` or ``cross``. Empty otherwise.
+      hidden: (B, T, D) what the model's ``logits`` makes the logits of; None where no one model made them. Under jit, who reads
+        ``hidden`` and not ``logits`` never computes the latter: a loss over large vocabularies takes them a chunk at a time.
     """
 
     logits: jax.Array
     attention: dict[str, jax.Array]
+    hidden: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,16 +137,36 @@ class ModelConfig:
 
 
 class Seq2Seq(nn.Module):
-    """Base of every model: the contract of this file. Subclasses define ``encode``, ``init_cache`` and ``decode``.
+    """Base of every model: the contract of this file. Subclasses define ``encode``, ``init_cache``, ``decode`` and ``logits``.
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike.
+
+    Attributes:
+      config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
+        numbers: ``config.build().clone(remat=True)``.
+      remat: compute the layers' activations again for the gradient instead of keeping them.
+      scan_layers: compile one layer and loop over it when reading all tokens at once; the parameters' tree stays as it is.
+      kernel: "auto" takes cuDNN's attention where it can (``zoo.nn.attention.choose``), "xla" never.
+      right_padded: a promise that padding stands on the right, which a kernel may use.
     """
 
     config: ModelConfig
+    remat: bool = False
+    scan_layers: bool = False
+    kernel: Literal["auto", "xla"] = "auto"
+    right_padded: bool = False
 
     RULES: ClassVar[tuple] = ()
     SHARDING: ClassVar[tuple] = ()
+    PACKS: ClassVar[bool] = False
+    SCANS: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.scan_layers and not self.SCANS:
+            raise UserError(f"compute.scan_layers is on, but the layers of {type(self).__name__} are not alike: turn it off")
+        super().__post_init__()
 
     def encode(self, source: PyTree, train: bool = False, attention: bool = False) -> PyTree:
         """Everything that the decoder needs from the source, computed once."""
@@ -148,33 +184,95 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         attention: bool = False,
     ) -> tuple[Outputs, PyTree]:
-        """Read T tokens and predict the one after each; with a cache, continue where it ended."""
+        """Read T tokens and predict the one after each; with a cache, continue where it ended.
+
+        A model that ``PACKS`` takes the tokens' ``segments_BT`` too, without a cache.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """The logits (B, T, V) of ``Outputs.hidden``, or of some of its positions: the last thing that ``decode`` does."""
         raise NotImplementedError
 
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
         """Teacher forcing: the logits of every target token given the tokens before it and the source."""
+        first = self.config.first(source)
+        if target.segments is None:
+            memory = self.encode(source, train=train, attention=attention)
+            return self.decode(shift_right(target.ids, first), memory, train=train, attention=attention)[0]
+        if not self.PACKS:
+            raise UserError(f"batching.pack is on, but {type(self).__name__} reads one pair a row: turn it off")
         memory = self.encode(source, train=train, attention=attention)
-        outputs, _ = self.decode(shift_right(target.ids, self.config.first(source)), memory, train=train, attention=attention)
-        return outputs
+        tokens_BT, segments_BT = shift_right(target.ids, first, target.segments), target.segments
+        return self.decode(tokens_BT, memory, train=train, attention=attention, segments_BT=segments_BT)[0]
 
 
-def shift_right(ids_BT: jax.Array, first: int | jax.Array = BOS) -> jax.Array:
+class EncoderOnly(Seq2Seq):
+    """Base of models without a decoder: ``encode(source)`` is an ``Encoded``, and ``logits`` the head's.
+
+    ``__call__(source, target)`` gives as ``Outputs.logits`` what the head says: (B, S, V) of each position, such as a masked
+    language model's, or (B, 1, C) of the whole source. The target is what a loss compares them with, and is not read.
+    """
+
+    def __call__(self, source: PyTree, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
+        memory = self.encode(source, train=train, attention=attention)
+        hidden = self.pool(memory)
+        return Outputs(self.logits(hidden), memory.attention, hidden)
+
+    def pool(self, memory: Encoded) -> jax.Array:
+        """What the head reads of the hidden states: (B, S, D) all of them, or (B, 1, D)."""
+        return memory.hidden_BSD
+
+
+class Encoded(NamedTuple):
+    """What an encoder alone makes of a source.
+
+    Attributes:
+      hidden_BSD: the last layer's hidden states.
+      mask_BS: bool, True where a token is real.
+      attention: on request, name -> weights (B, H, S, S).
+    """
+
+    hidden_BSD: jax.Array
+    mask_BS: jax.Array
+    attention: dict[str, jax.Array]
+
+
+def shift_right(ids_BT: jax.Array, first: int | jax.Array = BOS, segments_BT: jax.Array | None = None) -> jax.Array:
     """What a decoder reads when it is to predict ``ids_BT``: the first token, () or (B,), then all but the last.
+
+    So for each segment, where there are several in a row.
 
     >>> shift_right(jnp.array([[7, 8, 2]])).tolist()
     [[1, 7, 8]]
+    >>> shift_right(jnp.array([[7, 2, 8, 2]]), 1, jnp.array([[1, 1, 2, 2]])).tolist()
+    [[1, 7, 1, 8]]
     """
+    if not ids_BT.shape[1]:
+        return ids_BT
     first_B1 = jnp.broadcast_to(jnp.asarray(first, ids_BT.dtype), ids_BT.shape[:1])[:, None]
-    return jnp.concatenate([first_B1, ids_BT[:, :-1]], axis=1) if ids_BT.shape[1] else ids_BT
+    shifted_BT = jnp.concatenate([first_B1, ids_BT[:, :-1]], axis=1)
+    return shifted_BT if segments_BT is None else jnp.where(starts(segments_BT), first_B1, shifted_BT)
 
 
-def positions(mask_BN: jax.Array) -> jax.Array:
-    """The index of each real token among the real ones of its row, (B, N) int32: right whichever side is padded.
+def starts(segments_BN: jax.Array) -> jax.Array:
+    """(B, N) bool: where a segment begins."""
+    return segments_BN != jnp.pad(segments_BN[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+
+
+def positions(mask_BN: jax.Array, segments_BN: jax.Array | None = None) -> jax.Array:
+    """The index of each real token among the real ones of its row or segment, (B, N) int32: right whichever side is padded.
 
     >>> positions(jnp.array([[False, True, True]])).tolist()
     [[0, 0, 1]]
+    >>> positions(jnp.array([[True, True, True]]), jnp.array([[1, 2, 2]])).tolist()
+    [[0, 0, 1]]
     """
-    return jnp.maximum(jnp.cumsum(mask_BN.astype(jnp.int32), axis=1) - 1, 0)
+    count_BN = jnp.cumsum(mask_BN.astype(jnp.int32), axis=1)
+    if segments_BN is not None:
+        before_BN = jnp.where(starts(segments_BN), count_BN - mask_BN, 0)
+        count_BN = count_BN - jax.lax.cummax(before_BN, axis=1)
+    return jnp.maximum(count_BN - 1, 0)
 
 
 def per_beam(x_B: jax.Array, rows: int) -> jax.Array:

@@ -32,8 +32,9 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Layout, Rule, embedding, linear, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, by_position, causal_mask, write
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible, by_position, write
 from zoo.nn.position import sines_then_cosines
+from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "translation, pretrained"
 ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu, "gelu": lambda x: nn.gelu(x, approximate=False)}
@@ -142,7 +143,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         x_BNF = nn.Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
-        x_BNF = ACTIVATIONS[self.config.activation](x_BNF)
+        x_BNF = constrain(ACTIVATIONS[self.config.activation](x_BNF), BATCH, None, MODEL)
         return nn.Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
 
 
@@ -157,66 +158,74 @@ class Residual(nn.Module):
 
     def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
         if self.config.norm == "pre":
-            return x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train)
-        return self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train))
+            return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
+        return constrain(self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train)), BATCH)
 
 
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network."""
 
     config: MarianConfig
+    kernel: str
 
     def setup(self):
         c = self.config
-        self.attention = MultiHeadAttention(c.d_model, c.encoder_heads)
+        self.attention = MultiHeadAttention(c.d_model, c.encoder_heads, self.kernel)
         self.feed_forward = FeedForward(c, c.encoder_d_ff)
         self.attention_residual, self.feed_forward_residual = Residual(c), Residual(c)
 
-    def __call__(self, x_BSD: jax.Array, mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        weights_BHSS = None
+    def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
+        """Returns x (B, S, D) and, on request, the weights {"self"}."""
+        weights = {}
 
         def attend(x_BSD):
-            nonlocal weights_BHSS
-            x_BSD, weights_BHSS = self.attention(x_BSD, self.attention.project(x_BSD), mask)
+            x_BSD, weights["self"] = self.attention(x_BSD, self.attention.project(x_BSD), visible, weights=attention)
             return x_BSD
 
         x_BSD = self.attention_residual(x_BSD, attend, train)
-        return self.feed_forward_residual(x_BSD, self.feed_forward, train), weights_BHSS
+        return self.feed_forward_residual(x_BSD, self.feed_forward, train), weights if attention else {}
 
 
 class DecoderLayer(nn.Module):
     """Causal self-attention, attention over the source, then the feed-forward network."""
 
     config: MarianConfig
+    kernel: str
 
     def setup(self):
         c = self.config
-        self.attention = MultiHeadAttention(c.d_model, c.decoder_heads)
-        self.cross_attention = MultiHeadAttention(c.d_model, c.decoder_heads)
+        self.attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel)
+        self.cross_attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel)
         self.feed_forward = FeedForward(c, c.decoder_d_ff)
         self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
         self.feed_forward_residual = Residual(c)
 
-    def __call__(self, x_RTD, source: KeyValue, source_mask, cache: KeyValue | None, index, mask, train: bool):
-        """Returns x (R, T, D), the cache with T more positions (or None), and the weights {"self", "cross"}."""
-        weights = {}
+    def __call__(
+        self, x_RTD, source: KeyValue, seen: Visible, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool
+    ):
+        """``seen`` is what of the source may be read, ``past`` what of the target: without a cache, and no later than oneself.
+
+        Returns x (R, T, D), the cache with T more positions (or None), and, on request, the weights {"self", "cross"}.
+        """
+        weights, cached = {}, cache is not None
 
         def attend(x_RTD):
             nonlocal cache
             keys = self.attention.project(x_RTD)
-            if cache is not None:
+            if cached:
                 keys = cache = write(cache, keys, index)
-            x_RTD, weights_RHTS = self.attention(x_RTD, keys, mask)
-            weights["self"] = by_position(weights_RHTS, mask.shape[2] // x_RTD.shape[1])
+            x_RTD, weights["self"] = self.attention(x_RTD, keys, past, not cached, attention, cached)
+            if attention and cached:
+                weights["self"] = by_position(weights["self"], past.mask.shape[2] // x_RTD.shape[1])
             return x_RTD
 
         def attend_source(x_RTD):
-            x_RTD, weights["cross"] = self.cross_attention(x_RTD, source, source_mask)
+            x_RTD, weights["cross"] = self.cross_attention(x_RTD, source, seen, weights=attention, cached=cached)
             return x_RTD
 
         x_RTD = self.attention_residual(x_RTD, attend, train)
         x_RTD = self.cross_attention_residual(x_RTD, attend_source, train)
-        return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights
+        return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights if attention else {}
 
 
 def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -280,8 +289,8 @@ class Marian(Seq2Seq):
             self.source_embedding, self.target_embedding = embed(c.source_vocab_size), embed(c.target_vocab_size)
         if c.output_bias:
             self.output_bias = self.param("output_bias", zeros, (c.target_vocab_size,))
-        self.encoder = [EncoderLayer(c) for _ in range(c.encoder_layers)]
-        self.decoder = [DecoderLayer(c) for _ in range(c.decoder_layers)]
+        self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
+        self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
         if c.norm == "pre":
             self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
         self.drop = nn.Dropout(c.dropout)
@@ -297,18 +306,19 @@ class Marian(Seq2Seq):
             sinusoids_BND = sines_then_cosines(position_BN, c.d_model, c.d_model // 2)
         else:
             sinusoids_BND = sines_then_cosines(position_BN + c.pad_id + 1, c.d_model, c.d_model // 2 - 1)
-        return self.drop(x_BND + sinusoids_BND.astype(x_BND.dtype), deterministic=not train)
+        return constrain(self.drop(x_BND + sinusoids_BND.astype(x_BND.dtype), deterministic=not train), BATCH)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
-        mask = source.mask[:, None, None, :]
+        visible, weights = self.visible(source.mask), {}
         x_BSD = self.embed("source", source.ids, positions(source.mask), train)
-        weights = {}
+        call = self.rematerialised(lambda layer, x_BSD: layer(x_BSD, visible, train, attention))
         for i, layer in enumerate(self.encoder):
-            x_BSD, weights[f"encoder_{i}/self"] = layer(x_BSD, mask, train)
+            x_BSD, w = call(layer, x_BSD)
+            weights |= {f"encoder_{i}/{name}": value for name, value in w.items()}
         if self.config.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         keys = tuple(layer.cross_attention.project(x_BSD) for layer in self.decoder)
-        return Memory(keys, source.mask, weights if attention else {})
+        return Memory(keys, source.mask, weights)
 
     def init_cache(self, memory: Memory, max_len: int, beams: int = 1) -> DecoderCache:
         B, H, _, K = memory.keys[0].value.shape
@@ -317,29 +327,39 @@ class Marian(Seq2Seq):
     def decode(
         self, tokens_BT, memory: Memory, cache: DecoderCache | None = None, train: bool = False, attention: bool = False
     ):
-        c, (R, T) = self.config, tokens_BT.shape
+        (R, T), seen = tokens_BT.shape, self.visible(memory.mask_BS)
         if cache is None:
-            index, layers, mask = jnp.zeros((), jnp.int32), [None] * c.decoder_layers, causal_mask(T, T)
+            index, past, beam_RN, buffers = 0, Visible(None), None, [None] * len(self.decoder)
         else:
-            index, layers = cache.index, cache.layers.buffers
-            beam_RN, mask = cache.read(T)
-        position_BT = jnp.broadcast_to(index + jnp.arange(T), (R, T))
-        x_BTD = self.embed("target", tokens_BT, position_BT, train)
-        source_mask = memory.mask_BS[:, None, None, :]
-        new_layers, weights = [], dict(memory.attention)
+            index, (beam_RN, mask), buffers = cache.index, cache.read(T), cache.layers.buffers
+            past = Visible(mask)
+        x_BTD = self.embed("target", tokens_BT, jnp.broadcast_to(index + jnp.arange(T), (R, T)), train)
+        call = self.rematerialised(
+            lambda layer, x_BTD, keys, buffer: layer(x_BTD, keys, seen, past, buffer, index, train, attention)
+        )
+        layers, weights = [], dict(memory.attention) if attention else {}
         for i, layer in enumerate(self.decoder):
-            x_BTD, new_layer, w = layer(x_BTD, memory.keys[i], source_mask, layers[i], index, mask, train)
-            new_layers.append(new_layer)
+            x_BTD, new, w = call(layer, x_BTD, memory.keys[i], buffers[i])
+            layers.append(new)
             weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
-        if c.norm == "pre":
+        if self.config.norm == "pre":
             x_BTD = self.decoder_norm(x_BTD)
-        new_cache = None if cache is None else DecoderCache(AppendOnly(tuple(new_layers)), beam_RN, index + T)
-        return Outputs(self.logits(x_BTD), weights if attention else {}), new_cache
+        new_cache = None if cache is None else DecoderCache(AppendOnly(tuple(layers)), beam_RN, index + T)
+        return Outputs(self.logits(x_BTD), weights, x_BTD), new_cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The product with the target embedding's transpose, plus the bias of each token: (B, T, V)."""
         logits_BTV = self.table("target").attend(hidden_BTD)
-        return logits_BTV + jnp.expand_dims(self.output_bias, (0, 1)) if self.config.output_bias else logits_BTV
+        logits_BTV = logits_BTV + jnp.expand_dims(self.output_bias, (0, 1)) if self.config.output_bias else logits_BTV
+        return constrain(logits_BTV, BATCH, None, MODEL)
+
+    def visible(self, mask_BS: jax.Array) -> Visible:
+        """What of the source may be read."""
+        length_B = mask_BS.sum(axis=1, dtype=jnp.int32) if self.right_padded else None
+        return Visible(mask_BS[:, None, None, :], length_B)
+
+    def rematerialised(self, call):
+        return nn.remat(call) if self.remat else call
 
 
 def _read(fields: Fields, vocabularies: tuple[int, int], **choices: Any) -> MarianConfig:

@@ -17,6 +17,7 @@ Departures from the papers:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.rules import TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam
 from zoo.nn.recurrent import CELLS, Carry, Cell, cudnn_gru_step, input_gates, maxout, scan_cell
+from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "text to text, through one vector"
 
@@ -119,8 +121,8 @@ class Sutskever(Seq2Seq):
         self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         widths = [c.embed_dim] + [c.hidden_dim] * (c.num_layers - 1)
-        self.encoder = [Cell(c.CELL, width, c.hidden_dim) for width in widths]
-        self.decoder = [Cell(c.CELL, width, c.hidden_dim) for width in widths]
+        self.encoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
+        self.decoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
         self.output = nn.Dense(c.target_vocab_size, kernel_init=xavier_uniform())
         self.drop = nn.Dropout(c.dropout)
 
@@ -142,7 +144,11 @@ class Sutskever(Seq2Seq):
             x_BTD = self.drop(x_BTD, deterministic=not train)
             carry, x_BTD = layer(x_BTD, carry=carry)
             state.append(carry)
-        return Outputs(self.output(self.drop(x_BTD, deterministic=not train)), {}), tuple(state)
+        x_BTD = self.drop(x_BTD, deterministic=not train)
+        return Outputs(self.logits(x_BTD), {}, x_BTD), tuple(state)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return constrain(self.output(hidden_BTD), BATCH, None, MODEL)
 
     # The names of torch.nn.RNN or torch.nn.LSTM (as ``encoder`` and ``decoder``) beside Embedding and Linear.
     RULES: ClassVar = (
@@ -175,8 +181,8 @@ class Cho(Seq2Seq):
         dense = lambda width, **kw: nn.Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
         self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.encoder = Cell("gru", c.embed_dim, c.hidden_dim)
-        self.decoder = Cell("gru", c.embed_dim, c.hidden_dim)
+        self.encoder = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
+        self.decoder = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.summary = dense(c.hidden_dim)  # V: c = tanh(V h_S)
         self.initial = dense(c.hidden_dim)  # V': h_0 = tanh(V' c)
         self.summary_gates = dense(CELLS["gru"].gates * c.hidden_dim, use_bias=False)  # C, C_z and C_r
@@ -202,10 +208,14 @@ class Cho(Seq2Seq):
         r_and_z, candidate_BD = jnp.split(self.summary_gates(c_B1D[:, 0]), [2 * h_BD.shape[-1]], axis=-1)
         weights = self.decoder.weights._replace(recurrent_bias=candidate_BD)
         gates_BTG = input_gates(y_BTD, weights) + jnp.pad(r_and_z, ((0, 0), (0, h_BD.shape[-1])))[:, None]
-        carry, h_BTD = scan_cell(cudnn_gru_step, weights, gates_BTG, h_BD)
+        run = functools.partial(scan_cell, cudnn_gru_step)
+        carry, h_BTD = (jax.checkpoint(run) if self.remat else run)(weights, gates_BTG, h_BD)
         readout_BTF = self.readout_state(h_BTD) + self.readout_token(y_BTD) + self.readout_summary(c_B1D)
         s_BTF = self.drop(maxout(readout_BTF), deterministic=not train)
-        return Outputs(self.output(s_BTF), {}), carry
+        return Outputs(self.logits(s_BTF), {}, s_BTF), carry
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return constrain(self.output(hidden_BTD), BATCH, None, MODEL)
 
     # No torch module has this GRU; the names are those of a port made of Embedding, Linear and bare matrices.
     RULES: ClassVar = (

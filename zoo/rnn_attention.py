@@ -28,6 +28,7 @@ from zoo.checkpoint.rules import SAME, TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam, positions
 from zoo.nn.attention import additive_scores, dot_scores, masked_softmax, mix
 from zoo.nn.recurrent import CELLS, Carry, Cell, Weights, gru_step, input_gates, lstm_step, maxout
+from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "text to text, with alignments"
 
@@ -117,8 +118,8 @@ class Bahdanau(Seq2Seq):
         dense = lambda width, **kw: nn.Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
         self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.forward = Cell("gru", c.embed_dim, c.hidden_dim)
-        self.backward = Cell("gru", c.embed_dim, c.hidden_dim)
+        self.forward = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
+        self.backward = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.initial = dense(c.hidden_dim)  # W_s: s_0 = tanh(W_s <-h_1)
         self.decoder = Cell("gru", c.embed_dim, c.hidden_dim)
         self.context_gates = Matrix(2 * c.hidden_dim, CELLS["gru"].gates * c.hidden_dim)  # C, C_z and C_r
@@ -155,11 +156,15 @@ class Bahdanau(Seq2Seq):
             return new_BD, (s_BD, c_BD, alpha_BS)
 
         gates_TBG = jnp.swapaxes(input_gates(y_BTD, weights), 0, 1)
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         s_BD, over_time = jax.lax.scan(step, s_BD, gates_TBG)
-        s_BTD, c_BTD, alpha_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
+        s_BTD, c_BTD, alpha_BTS = (constrain(jnp.swapaxes(x, 0, 1), BATCH) for x in over_time)
         readout_BTF = self.readout_state(s_BTD) + self.readout_token(y_BTD) + self.readout_context(c_BTD)
         t_BTF = self.drop(maxout(readout_BTF), deterministic=not train)
-        return Outputs(self.output(t_BTF), {"cross": alpha_BTS[:, None]} if attention else {}), s_BD
+        return Outputs(self.logits(t_BTF), {"cross": alpha_BTS[:, None]} if attention else {}, t_BTF), s_BD
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return constrain(self.output(hidden_BTD), BATCH, None, MODEL)
 
     # The names of a port made of torch.nn.Embedding, Linear and bare matrices.
     RULES: ClassVar = (
@@ -215,7 +220,7 @@ class Luong(Seq2Seq):
         D = c.hidden_dim
         self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.encoder = [Cell("lstm", c.embed_dim if i == 0 else D, D) for i in range(c.num_layers)]
+        self.encoder = [Cell("lstm", c.embed_dim if i == 0 else D, D, remat=self.remat) for i in range(c.num_layers)]
         self.decoder = [Cell("lstm", c.embed_dim if i == 0 else D, D) for i in range(c.num_layers)]
         if c.input_feeding:
             self.feed_gates = Matrix(D, CELLS["lstm"].gates * D)
@@ -243,7 +248,8 @@ class Luong(Seq2Seq):
     def init_cache(self, memory: LuongMemory, max_len: int, beams: int = 1) -> LuongCache:
         R = memory.mask.shape[0] * beams
         state = jax.tree.map(lambda x_BD: per_beam(x_BD, R), memory.state)
-        return LuongCache(state, jnp.zeros((R, self.config.hidden_dim)), jnp.zeros((R,), jnp.int32))
+        attentional_RD = jnp.zeros((R, self.config.hidden_dim), memory.values.dtype)
+        return LuongCache(state, attentional_RD, jnp.zeros((R,), jnp.int32))
 
     def align(self, memory: LuongMemory):
         """The function from (h_t (R, D), t (R,)) to the weights a_t (R, S): equations 7 to 10."""
@@ -259,7 +265,8 @@ class Luong(Seq2Seq):
                 return masked_softmax(scores, mask_RS)
             centre_R1 = t_R[:, None].astype(jnp.float32)
             if c.alignment == "local-p":
-                centre_R1 = per_beam(length_B1, h_RD.shape[0]) * nn.sigmoid(jnp.tanh(h_RD @ W_p) @ v_p)[:, None]
+                share_R1 = nn.sigmoid((jnp.tanh(h_RD @ W_p) @ v_p)[:, None].astype(jnp.float32))
+                centre_R1 = per_beam(length_B1, h_RD.shape[0]) * share_R1
             distance_RS = per_beam(source_BS, h_RD.shape[0]) - centre_R1
             weights_RS = masked_softmax(scores, mask_RS & (jnp.abs(distance_RS) <= c.window))
             if c.alignment == "local-p":  # a Gaussian of deviation window / 2 around the predicted position
@@ -274,7 +281,7 @@ class Luong(Seq2Seq):
         align, W_c = self.align(memory), self.combine.kernel
         W_f = self.feed_gates.kernel if self.config.input_feeding else None
         y_BTD = self.drop(self.target_embedding(tokens_BT), deterministic=not train)
-        masks = self.dropout_masks(y_BTD.shape[:2], train)
+        masks = self.dropout_masks(y_BTD.shape[:2], y_BTD.dtype, train)
 
         def step(cache: LuongCache, inputs):
             gates_BG, keep = inputs
@@ -291,17 +298,21 @@ class Luong(Seq2Seq):
             return LuongCache(tuple(state), attentional_BD, cache.position + 1), (attentional_BD, a_BS)
 
         gates_TBG = jnp.swapaxes(input_gates(y_BTD, layers[0]), 0, 1)
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         cache, over_time = jax.lax.scan(step, cache, (gates_TBG, masks))
-        attentional_BTD, a_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
-        logits_BTV = self.output(self.drop(attentional_BTD, deterministic=not train))
-        return Outputs(logits_BTV, {"cross": a_BTS[:, None]} if attention else {}), cache
+        attentional_BTD, a_BTS = (constrain(jnp.swapaxes(x, 0, 1), BATCH) for x in over_time)
+        hidden_BTD = self.drop(attentional_BTD, deterministic=not train)
+        return Outputs(self.logits(hidden_BTD), {"cross": a_BTS[:, None]} if attention else {}, hidden_BTD), cache
 
-    def dropout_masks(self, shape: tuple[int, int], train: bool) -> list[jax.Array]:
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        return constrain(self.output(hidden_BTD), BATCH, None, MODEL)
+
+    def dropout_masks(self, shape: tuple[int, int], dtype, train: bool) -> list[jax.Array]:
         """Scaled masks between the decoder's layers, drawn before the scan: (T, B, D) each, or ones (T, 1, 1)."""
         (B, T), c = shape, self.config
         if not train or c.dropout == 0:
-            return [jnp.ones((T, 1, 1))] * (c.num_layers - 1)
-        return [self.drop(jnp.ones((T, B, c.hidden_dim)), deterministic=False) for _ in range(c.num_layers - 1)]
+            return [jnp.ones((T, 1, 1), dtype)] * (c.num_layers - 1)
+        return [self.drop(jnp.ones((T, B, c.hidden_dim), dtype), deterministic=False) for _ in range(c.num_layers - 1)]
 
     # The names of torch.nn.LSTM (``encoder`` and ``decoder``) beside Embedding, Linear and bare matrices.
     RULES: ClassVar = (

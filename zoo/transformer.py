@@ -25,8 +25,10 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
 from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, by_position, causal_mask, write
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible, by_position, write
 from zoo.nn.position import sinusoidal
+from zoo.nn.sharding import BATCH, MODEL, constrain
+from zoo.nn.stack import scan_layers
 
 TASK = "translation and any text to text"
 
@@ -88,6 +90,7 @@ class Memory(NamedTuple):
     keys: tuple[KeyValue, ...]
     mask_BS: jax.Array
     attention: dict[str, jax.Array]
+    segments_BS: jax.Array | None = None
 
 
 class FeedForward(nn.Module):
@@ -99,6 +102,7 @@ class FeedForward(nn.Module):
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         c = self.config
         x_BNF = nn.relu(nn.Dense(c.d_ff, kernel_init=xavier_uniform(), name="inner")(x_BND))
+        x_BNF = constrain(x_BNF, BATCH, None, MODEL)
         return nn.Dense(c.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
 
 
@@ -113,66 +117,79 @@ class Residual(nn.Module):
 
     def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
         if self.config.norm == "pre":
-            return x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train)
-        return self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train))
+            return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
+        return constrain(self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train)), BATCH)
 
 
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network (figure 1, left)."""
 
     config: TransformerConfig
+    kernel: str
 
     def setup(self):
         c = self.config
-        self.attention = MultiHeadAttention(c.d_model, c.num_heads)
+        self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
         self.feed_forward = FeedForward(c)
         self.attention_residual, self.feed_forward_residual = Residual(c), Residual(c)
 
-    def __call__(self, x_BSD: jax.Array, mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        weights_BHSS = None
+    def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
+        """Returns x (B, S, D) and, on request, the weights {"self"}."""
+        weights = {}
 
         def attend(x_BSD):
-            nonlocal weights_BHSS
-            x_BSD, weights_BHSS = self.attention(x_BSD, self.attention.project(x_BSD), mask)
+            x_BSD, weights["self"] = self.attention(x_BSD, self.attention.project(x_BSD), visible, weights=attention)
             return x_BSD
 
         x_BSD = self.attention_residual(x_BSD, attend, train)
-        return self.feed_forward_residual(x_BSD, self.feed_forward, train), weights_BHSS
+        return self.feed_forward_residual(x_BSD, self.feed_forward, train), weights if attention else {}
 
 
 class DecoderLayer(nn.Module):
     """Causal self-attention, attention over the source, then the feed-forward network (figure 1, right)."""
 
     config: TransformerConfig
+    kernel: str
 
     def setup(self):
         c = self.config
-        self.attention = MultiHeadAttention(c.d_model, c.num_heads)
-        self.cross_attention = MultiHeadAttention(c.d_model, c.num_heads)
+        self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
+        self.cross_attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
         self.feed_forward = FeedForward(c)
         self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
         self.feed_forward_residual = Residual(c)
 
-    def __call__(self, x_RTD, source: KeyValue, source_mask, cache: KeyValue | None, index, mask, train: bool):
-        """Returns x (R, T, D), the cache with T more positions (or None), and the weights {"self", "cross"}."""
-        weights = {}
+    def __call__(
+        self, x_RTD, source: KeyValue, seen: Visible, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool
+    ):
+        """``seen`` is what of the source may be read, ``past`` what of the target: without a cache, and no later than oneself.
+
+        Returns x (R, T, D), the cache with T more positions (or None), and, on request, the weights {"self", "cross"}.
+        """
+        weights, cached = {}, cache is not None
 
         def attend(x_RTD):
             nonlocal cache
             keys = self.attention.project(x_RTD)
-            if cache is not None:
+            if cached:
                 keys = cache = write(cache, keys, index)
-            x_RTD, weights_RHTS = self.attention(x_RTD, keys, mask)
-            weights["self"] = by_position(weights_RHTS, mask.shape[2] // x_RTD.shape[1])
+            x_RTD, weights["self"] = self.attention(x_RTD, keys, past, not cached, attention, cached)
+            if attention and cached:
+                weights["self"] = by_position(weights["self"], past.mask.shape[2] // x_RTD.shape[1])
             return x_RTD
 
         def attend_source(x_RTD):
-            x_RTD, weights["cross"] = self.cross_attention(x_RTD, source, source_mask)
+            x_RTD, weights["cross"] = self.cross_attention(x_RTD, source, seen, weights=attention, cached=cached)
             return x_RTD
 
         x_RTD = self.attention_residual(x_RTD, attend, train)
         x_RTD = self.cross_attention_residual(x_RTD, attend_source, train)
-        return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights
+        return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights if attention else {}
+
+
+def same_segment(segments_BT: jax.Array, segments_BS: jax.Array) -> jax.Array:
+    """(B, 1, T, S) bool: whether two tokens belong to one pair."""
+    return segments_BT[:, None, :, None] == segments_BS[:, None, None, :]
 
 
 def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -215,6 +232,8 @@ class Transformer(Seq2Seq):
 
     RULES: ClassVar = RULES
     SHARDING: ClassVar = SHARDING
+    PACKS: ClassVar = True
+    SCANS: ClassVar = True
 
     def setup(self):
         c = self.config
@@ -229,8 +248,8 @@ class Transformer(Seq2Seq):
         if c.positions == "learned":
             self.source_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
             self.target_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
-        self.encoder = [EncoderLayer(c) for _ in range(c.num_layers)]
-        self.decoder = [DecoderLayer(c) for _ in range(c.num_layers)]
+        self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.num_layers)]
+        self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.num_layers)]
         if c.norm == "pre":
             self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
         self.drop = nn.Dropout(c.dropout)
@@ -244,19 +263,25 @@ class Transformer(Seq2Seq):
             x_BND = x_BND + sinusoidal(position_BN, c.d_model).astype(x_BND.dtype)
         else:
             x_BND = x_BND + getattr(self, f"{side}_positions")(position_BN)
-        return self.drop(x_BND, deterministic=not train)
+        return constrain(self.drop(x_BND, deterministic=not train), BATCH)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
         self.check_length(source.ids.shape[1])
-        mask = source.mask[:, None, None, :]
-        x_BSD = self.embed("source", source.ids, positions(source.mask), train)
+        visible = self.visible(source.mask, source.segments, source.segments)
+        x_BSD = self.embed("source", source.ids, positions(source.mask, source.segments), train)
         weights = {}
-        for i, layer in enumerate(self.encoder):
-            x_BSD, weights[f"encoder_{i}/self"] = layer(x_BSD, mask, train)
+        if self.scans(attention):
+            call = lambda layer, x_BSD, _: layer(x_BSD, visible, train, False)[0]  # noqa: E731
+            x_BSD = scan_layers(call, self.encoder, x_BSD, [None] * len(self.encoder), self.dropout_key(train), self.remat)
+        else:
+            call = self.rematerialised(lambda layer, x_BSD: layer(x_BSD, visible, train, attention))
+            for i, layer in enumerate(self.encoder):
+                x_BSD, w = call(layer, x_BSD)
+                weights |= {f"encoder_{i}/{name}": value for name, value in w.items()}
         if self.config.norm == "pre":
             x_BSD = self.encoder_norm(x_BSD)
         keys = tuple(layer.cross_attention.project(x_BSD) for layer in self.decoder)
-        return Memory(keys, source.mask, weights if attention else {})
+        return Memory(keys, source.mask, weights, source.segments)
 
     def init_cache(self, memory: Memory, max_len: int, beams: int = 1) -> DecoderCache:
         self.check_length(max_len)
@@ -264,33 +289,80 @@ class Transformer(Seq2Seq):
         return DecoderCache.zeros(self.config.num_layers, B, beams, H, max_len, K, memory.keys[0].key.dtype)
 
     def decode(
-        self, tokens_BT, memory: Memory, cache: DecoderCache | None = None, train: bool = False, attention: bool = False
+        self,
+        tokens_BT,
+        memory: Memory,
+        cache: DecoderCache | None = None,
+        train: bool = False,
+        attention: bool = False,
+        segments_BT: jax.Array | None = None,
     ):
-        c, (R, T) = self.config, tokens_BT.shape
-        if cache is None:
-            self.check_length(T)
-            index, layers, mask = jnp.zeros((), jnp.int32), [None] * c.num_layers, causal_mask(T, T)
-        else:
-            index, layers = cache.index, cache.layers.buffers
-            beam_RN, mask = cache.read(T)
-        position_BT = jnp.broadcast_to(index + jnp.arange(T), (R, T))
+        seen = self.visible(memory.mask_BS, segments_BT, memory.segments_BS)
+        if cache is not None:
+            return self.decode_cached(tokens_BT, memory, seen, cache, train, attention)
+        self.check_length(tokens_BT.shape[1])
+        past, position_BT = Visible(None), jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        if segments_BT is not None:
+            past = Visible(same_segment(segments_BT, segments_BT))
+            position_BT = positions(jnp.ones(tokens_BT.shape, bool), segments_BT)
         x_BTD = self.embed("target", tokens_BT, position_BT, train)
-        source_mask = memory.mask_BS[:, None, None, :]
-        new_layers, weights = [], dict(memory.attention)
-        for i, layer in enumerate(self.decoder):
-            x_BTD, new_layer, w = layer(x_BTD, memory.keys[i], source_mask, layers[i], index, mask, train)
-            new_layers.append(new_layer)
-            weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
-        if c.norm == "pre":
-            x_BTD = self.decoder_norm(x_BTD)
-        new_cache = None if cache is None else DecoderCache(AppendOnly(tuple(new_layers)), beam_RN, index + T)
-        return Outputs(self.logits(x_BTD), weights if attention else {}), new_cache
+        weights = dict(memory.attention) if attention else {}
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        def call(layer, x_BTD, keys):
+            return layer(x_BTD, keys, seen, past, None, None, train, attention)
+
+        if self.scans(attention):
+            first = lambda *args: call(*args)[0]  # noqa: E731
+            x_BTD = scan_layers(first, self.decoder, x_BTD, memory.keys, self.dropout_key(train), self.remat)
+        else:
+            call = self.rematerialised(call)
+            for i, layer in enumerate(self.decoder):
+                x_BTD, _, w = call(layer, x_BTD, memory.keys[i])
+                weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
+        return self.outputs(x_BTD, weights), None
+
+    def decode_cached(self, tokens_RT, memory: Memory, seen: Visible, cache: DecoderCache, train: bool, attention: bool):
+        (R, T), index = tokens_RT.shape, cache.index
+        beam_RN, mask = cache.read(T)
+        x_RTD = self.embed("target", tokens_RT, jnp.broadcast_to(index + jnp.arange(T), (R, T)), train)
+        layers, weights = [], dict(memory.attention) if attention else {}
+        for i, layer in enumerate(self.decoder):
+            args = (memory.keys[i], seen, Visible(mask), cache.layers.buffers[i], index, train, attention)
+            x_RTD, new, w = layer(x_RTD, *args)
+            layers.append(new)
+            weights |= {f"decoder_{i}/{name}": value for name, value in w.items()}
+        return self.outputs(x_RTD, weights), DecoderCache(AppendOnly(tuple(layers)), beam_RN, index + T)
+
+    def outputs(self, x_BTD: jax.Array, weights: dict[str, jax.Array]) -> Outputs:
+        if self.config.norm == "pre":
+            x_BTD = self.decoder_norm(x_BTD)
+        return Outputs(self.logits(x_BTD), weights, x_BTD)
+
+    def visible(self, mask_BS: jax.Array, segments_BT: jax.Array | None, segments_BS: jax.Array | None) -> Visible:
+        """What of the source may be read: the real tokens, of one's own pair where a row holds several."""
+        mask = mask_BS[:, None, None, :]
+        if segments_BT is not None and segments_BS is not None:
+            return Visible(mask & same_segment(segments_BT, segments_BS))
+        return Visible(mask, mask_BS.sum(axis=1, dtype=jnp.int32) if self.right_padded else None)
+
+    def scans(self, attention: bool) -> bool:
+        """Whether to loop over one compiled layer: parameters are there, and no layer has weights to hand out."""
+        return self.scan_layers and not attention and not self.is_initializing()
+
+    def rematerialised(self, call):
+        return nn.remat(call) if self.remat else call
+
+    def dropout_key(self, train: bool) -> jax.Array | None:
+        return self.make_rng("dropout") if train and self.config.dropout else None
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The output product, with the target embedding's transpose where it is shared: (B, T, V)."""
         if self.config.share_embeddings == "none":
-            return self.output(x_BTD)
-        return (self.embedding if self.config.share_embeddings == "all" else self.target_embedding).attend(x_BTD)
+            logits_BTV = self.output(hidden_BTD)
+        else:
+            table = self.embedding if self.config.share_embeddings == "all" else self.target_embedding
+            logits_BTV = table.attend(hidden_BTD)
+        return constrain(logits_BTV, BATCH, None, MODEL)
 
     def check_length(self, length: int) -> None:
         if self.config.positions == "learned" and length > self.config.max_len:

@@ -148,7 +148,7 @@ def pad_source(source: core.PyTree, rows: int, models: Sequence[core.Seq2Seq] = 
     def pad_node(node):
         if isinstance(node, core.Tokens):
             length = room(node.ids.shape[1], models)
-            return core.Tokens(*(pad(leaf, length) for leaf in node))
+            return jax.tree.map(lambda leaf: pad(leaf, length), node)
         return pad(node)
 
     return jax.tree.map(pad_node, source, is_leaf=_is_tokens)

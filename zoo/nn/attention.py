@@ -6,6 +6,8 @@ share its keys and values without a copy.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from typing import NamedTuple
 
@@ -15,6 +17,9 @@ import jax.numpy as jnp
 from flax.linen.initializers import xavier_uniform
 
 from zoo.core import AppendOnly
+from zoo.nn.sharding import BATCH, MODEL, constrain
+
+logger = logging.getLogger("zoo")
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -45,22 +50,134 @@ def dot_product_attention(
       The mixed values (R, H, T, K) and the weights (R, H, T, S), which are zero for a query that may look nowhere.
     """
     (R, H, T, K), S = q_RHTK.shape, k_BHKS.shape[-1]
-    G = math.prod(k_BHKS.shape[:-2])  # B * H; a source may be of no length
-    k_GKS, v_GSK = k_BHKS.reshape(G, K, S), v_BHSK.reshape(G, S, K)
-    B = G // H
-    # The beams of a sentence stand side by side on the query axis: (G, W*T, K) against (G, K, S).
+    lead = k_BHKS.shape[:-2]  # (B, H), which a mesh can split, or one axis of both
+    B = math.prod(lead) // H
+    # The beams of a sentence stand side by side on the query axis: W*T queries against S keys.
     W = R // B
     if W != 1 and mask.shape[2] not in (1, W * T):
         raise ValueError(f"{W} beams of {T} queries share keys: the mask's axis 2 must be 1 or {W * T}, not {mask.shape[2]}")
-    q_GQK = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(B * H, W * T, K)
-    scores_GQS = jnp.einsum("gqk,gks->gqs", q_GQK, k_GKS, preferred_element_type=jnp.float32)
-    weights_BHQS = masked_softmax(scores_GQS.reshape(B, H, W * T, S) * K**-0.5, mask)
-    mixed_GQK = jnp.einsum("gqs,gsk->gqk", weights_BHQS.astype(v_GSK.dtype).reshape(B * H, W * T, S), v_GSK)
+    q = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(*lead, W * T, K)
+    scores = jnp.einsum("...qk,...ks->...qs", q, k_BHKS, preferred_element_type=jnp.float32)
+    weights_BHQS = masked_softmax(scores.reshape(B, H, W * T, S) * K**-0.5, mask)
+    mixed = jnp.einsum("...qs,...sk->...qk", weights_BHQS.astype(v_BHSK.dtype).reshape(*lead, W * T, S), v_BHSK)
 
     def unfold(x, last):
         return x.reshape(B, H, W, T, last).swapaxes(1, 2).reshape(R, H, T, last)
 
-    return unfold(mixed_GQK, K), unfold(weights_BHQS, S)
+    return unfold(mixed, K), unfold(weights_BHQS, S)
+
+
+def choose(
+    kernel: str, gpu: float | None, dtype: jnp.dtype, q_shape: tuple, k_shape: tuple, weights: bool, cached: bool
+) -> tuple[str, str]:
+    """Which implementation attends, "cudnn" or "xla", and why.
+
+    Args:
+      kernel: "auto", or "xla" to have it always.
+      gpu: CUDA compute capability of the device, such as 8.0; None for other devices.
+      dtype: of queries, keys and values.
+      q_shape: (R, H, T, K); k_shape: (B, H, K, S).
+      weights: whether the attention weights are wanted.
+      cached: whether the keys stand in a cache.
+
+    >>> choose("auto", 9.0, jnp.dtype("bfloat16"), (8, 4, 20, 64), (8, 4, 64, 32), False, False)[0]
+    'cudnn'
+    """
+    (R, _, T, K), (B, *_, S) = q_shape, k_shape
+    reasons = (
+        (kernel == "xla", "it was asked for"),
+        (gpu is None or gpu < 8, "cuDNN's flash attention wants an NVIDIA GPU of compute capability 8.0 or more"),
+        (dtype not in (jnp.bfloat16, jnp.float16), f"cuDNN wants bfloat16 or float16, not {dtype}"),
+        (weights, "cuDNN gives no attention weights"),
+        (cached or R != B, "keys in a cache, or shared by beams, are read by XLA"),
+        (K % 8 or K > 128, f"cuDNN wants heads of a multiple of 8 and at most 128 numbers, not {K}"),
+        (T < 2 or S < 2 or T % 2 or S % 2, f"cuDNN wants even lengths under a mask, not {T} and {S}"),
+    )
+    why = next((reason for true, reason in reasons if true), None)
+    return ("xla", why) if why else ("cudnn", f"{dtype} heads of {K} on a GPU")
+
+
+@functools.cache
+def _capability() -> float | None:
+    """The compute capability of this process's GPU; None without one."""
+    return float(jax.devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
+
+
+@functools.cache  # so that each choice is logged once
+def _log(implementation: str, why: str) -> None:
+    logger.info("attention by %s: %s", {"xla": "XLA", "cudnn": "cuDNN"}[implementation], why)
+
+
+class Visible(NamedTuple):
+    """Where queries may look.
+
+    Attributes:
+      mask: bool of rank 4, broadcastable to (B, H, W*T, S), True where one may look; None for everywhere.
+      length_B: (B,) int32 where the mask says no more than this: the first so many keys; else None.
+    """
+
+    mask: jax.Array | None
+    length_B: jax.Array | None = None
+
+
+def attend(
+    q_RHTK: jax.Array,
+    keys: KeyValue,
+    visible: Visible,
+    causal: bool = False,
+    kernel: str = "auto",
+    weights: bool = False,
+    cached: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Dot-product attention by the best implementation at hand (``choose``).
+
+    Args:
+      q_RHTK: queries.
+      keys: keys and values.
+      visible: where the queries may look.
+      causal: query t may look at keys 0 ... t alone, besides.
+      kernel, weights, cached: as in ``choose``.
+
+    Returns:
+      The mixed values (R, H, T, K), zero for a query that may look nowhere, and the weights (R, H, T, S) or None.
+    """
+    implementation, why = choose(kernel, _capability(), q_RHTK.dtype, q_RHTK.shape, keys.key.shape, weights, cached)
+    _log(implementation, why)
+    if implementation == "cudnn":
+        return fused(q_RHTK, keys, visible, causal, "cudnn"), None
+    mask = visible.mask
+    if causal:
+        past = causal_mask(q_RHTK.shape[2], keys.value.shape[-2])
+        mask = past if mask is None else mask & past
+    mixed_RHTK, weights_RHTS = dot_product_attention(q_RHTK, *keys, mask)
+    return mixed_RHTK, weights_RHTS if weights else None
+
+
+def fused(q_BHTK: jax.Array, keys: KeyValue, visible: Visible, causal: bool, implementation: str) -> jax.Array:
+    """``jax.nn.dot_product_attention``, which never holds the weights; (B, H, T, K), zero for a query that may look nowhere.
+
+    As it is causal from the top left, T and S must be equal where ``causal``. A mask that lengths can say is not built.
+    """
+    (B, _, T, _), S = q_BHTK.shape, keys.value.shape[2]
+    mask, length_B = visible
+    some_BHTS = None  # whether a query may look anywhere
+    if length_B is not None:
+        mask, some_BHTS = None, (length_B > 0)[:, None, None, None]
+        length_B = jnp.maximum(length_B, 1).astype(jnp.int32)
+    elif mask is not None:
+        some_BHTS = (mask & causal_mask(T, S) if causal else mask).any(axis=-1, keepdims=True)
+        mask = jnp.broadcast_to(mask, (B, mask.shape[1], T, S))
+    mixed_BTHK = jax.nn.dot_product_attention(
+        q_BHTK.swapaxes(1, 2),
+        keys.key.transpose(0, 3, 1, 2),
+        keys.value.swapaxes(1, 2),
+        mask=mask,
+        is_causal=causal,
+        key_value_seq_lengths=length_B,
+        implementation=implementation,
+    )
+    mixed_BHTK = mixed_BTHK.swapaxes(1, 2)
+    return mixed_BHTK if some_BHTS is None else jnp.where(some_BHTS, mixed_BHTK, 0)
 
 
 def additive_scores(query_RA: jax.Array, key_BSA: jax.Array, v_A: jax.Array) -> jax.Array:
@@ -79,7 +196,7 @@ def dot_scores(query_RD: jax.Array, key_BSD: jax.Array) -> jax.Array:
 def mix(weights_RS: jax.Array, value_BSD: jax.Array) -> jax.Array:
     """The context vectors: each row's weighted sum of its sentence's values, (R, D)."""
     R, (B, S, D) = weights_RS.shape[0], value_BSD.shape
-    return jnp.einsum("bws,bsd->bwd", weights_RS.reshape(B, R // B, S), value_BSD).reshape(R, D)
+    return jnp.einsum("bws,bsd->bwd", weights_RS.astype(value_BSD.dtype).reshape(B, R // B, S), value_BSD).reshape(R, D)
 
 
 def causal_mask(T: int, S: int, start: jax.Array | int = 0) -> jax.Array:
@@ -160,10 +277,12 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       D: model width; H: heads, each of width D / H.
+      kernel: as in ``choose``.
     """
 
     D: int
     H: int
+    kernel: str = "auto"
 
     def setup(self):
         dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform())  # noqa: E731
@@ -171,13 +290,22 @@ class MultiHeadAttention(nn.Module):
 
     def split(self, x_BND: jax.Array) -> jax.Array:
         """(B, N, D) to (B, N, H, K)."""
-        return x_BND.reshape(*x_BND.shape[:2], self.H, self.D // self.H)
+        return constrain(x_BND.reshape(*x_BND.shape[:2], self.H, self.D // self.H), BATCH, None, MODEL)
 
     def project(self, x_BSD: jax.Array) -> KeyValue:
         """The keys and values of x: for the source, computed once and kept in the memory."""
         return KeyValue(self.split(self.key(x_BSD)).transpose(0, 2, 3, 1), self.split(self.value(x_BSD)).swapaxes(1, 2))
 
-    def __call__(self, x_RTD: jax.Array, keys: KeyValue, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Attend from x (R, T, D) over ``keys``: the output (R, T, D) and the weights (R, H, T, S)."""
-        mixed_RHTK, weights_RHTS = dot_product_attention(self.split(self.query(x_RTD)).swapaxes(1, 2), *keys, mask)
+    def __call__(
+        self,
+        x_RTD: jax.Array,
+        keys: KeyValue,
+        visible: Visible,
+        causal: bool = False,
+        weights: bool = False,
+        cached: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Attend from x (R, T, D) over ``keys``, as ``attend`` does: the output (R, T, D) and, if wanted, the weights."""
+        q_RHTK = self.split(self.query(x_RTD)).swapaxes(1, 2)
+        mixed_RHTK, weights_RHTS = attend(q_RHTK, keys, visible, causal, self.kernel, weights, cached)
         return self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape)), weights_RHTS

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import orthogonal, xavier_uniform
 
+from zoo.nn.sharding import BATCH, constrain
+
 Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
@@ -40,12 +42,13 @@ def elman_step(h_BD: jax.Array, gates_BG: jax.Array, weights: Weights) -> tuple[
 def lstm_step(carry: tuple[jax.Array, jax.Array], gates_BG: jax.Array, weights: Weights) -> tuple[Carry, jax.Array]:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000); carry is (c, h).
 
-    Gates in the order input, forget, candidate, output: c' = f c + i g, h' = o tanh(c').
+    Gates in the order input, forget, candidate, output: c' = f c + i g, h' = o tanh(c'). c is a sum over all of time, to
+    which bfloat16's eight bits could not add what is small: it stays float32.
     """
     c_BD, h_BD = carry
     i, f, g, o = jnp.split(gates_BG + h_BD @ weights.recurrent, 4, axis=-1)
     c_BD = nn.sigmoid(f) * c_BD + nn.sigmoid(i) * jnp.tanh(g)
-    h_BD = nn.sigmoid(o) * jnp.tanh(c_BD)
+    h_BD = nn.sigmoid(o) * jnp.tanh(c_BD).astype(o.dtype)
     return (c_BD, h_BD), h_BD
 
 
@@ -109,12 +112,14 @@ class Cell(nn.Module):
     Attributes:
       kind: a key of ``CELLS``.
       inputs: width of x; features: width D of the state.
+      remat: keep x alone of a sequence for the gradient, and run over it again.
       input_init, recurrent_init: of one gate's block.
     """
 
     kind: str
     inputs: int
     features: int
+    remat: bool = False
     input_init: Callable = xavier_uniform()
     recurrent_init: Callable = orthogonal()
 
@@ -137,15 +142,18 @@ class Cell(nn.Module):
         self, x_BND: jax.Array, mask_BN: jax.Array | None = None, carry: Carry | None = None, reverse: bool = False
     ) -> tuple[Carry, jax.Array]:
         """Run over (B, N, D_in): the final carry, and h at each position (B, N, D), zero where masked."""
-        weights = self.weights
-        carry = zero_carry(self.kind, x_BND.shape[0], self.features) if carry is None else carry
-        return scan_cell(CELLS[self.kind].step, weights, input_gates(x_BND, weights), carry, mask_BN, reverse)
+        carry = zero_carry(self.kind, x_BND.shape[0], self.features, x_BND.dtype) if carry is None else carry
+
+        def run(x_BND, weights, carry):
+            return scan_cell(CELLS[self.kind].step, weights, input_gates(x_BND, weights), carry, mask_BN, reverse)
+
+        return (jax.checkpoint(run) if self.remat else run)(x_BND, self.weights, carry)
 
 
-def zero_carry(kind: str, batch: int, features: int) -> Carry:
-    """The state before the first input: h, or (c, h) for an LSTM, of shape (batch, features) float32."""
-    h_BD = jnp.zeros((batch, features))
-    return (h_BD, h_BD) if CELLS[kind].has_memory else h_BD
+def zero_carry(kind: str, batch: int, features: int, dtype=jnp.float32) -> Carry:
+    """The state before the first input: h, or (c, h) for an LSTM, of shape (batch, features); c is float32 always."""
+    h_BD = jnp.zeros((batch, features), dtype)
+    return (jnp.zeros((batch, features)), h_BD) if CELLS[kind].has_memory else h_BD
 
 
 def input_gates(x_BND: jax.Array, weights: Weights) -> jax.Array:
@@ -189,7 +197,7 @@ def scan_cell(
 
     time_major = (jnp.swapaxes(gates_BNG, 0, 1), None if mask_BN is None else mask_BN.T)
     carry, h_NBD = jax.lax.scan(body, carry, time_major, reverse=reverse)
-    return carry, jnp.swapaxes(h_NBD, 0, 1)
+    return carry, constrain(jnp.swapaxes(h_NBD, 0, 1), BATCH)
 
 
 def maxout(x_BNF: jax.Array, pieces: int = 2) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Tiny pretrained models, a module a family, each with ``CASES``: name -> function that writes a directory; see reference.py."""
+"""Tiny pretrained models, a module a family, each with ``CASES``: name -> function that writes a directory (reference.py)."""

@@ -7,13 +7,12 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, write
+from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, train, write
 
-SIZES = {"d_model": 16, "max_position_embeddings": 64, "dropout": 0.0, "attention_dropout": 0.0}
+SIZES = {"d_model": 24, "max_position_embeddings": 64, "dropout": 0.0, "attention_dropout": 0.0}
 SIZES |= {f"{side}_layers": 2 for side in ("encoder", "decoder")}
 SIZES |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
-SIZES |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20, "scale_embedding": True}
+SIZES |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 40, "scale_embedding": True}
 LAYERS = {
     f"{side}_{i}": lambda model, side=side, i=i: getattr(model.model, side).layers[i]
     for side in ("encoder", "decoder")
@@ -66,9 +65,7 @@ def marian(directory: Path) -> None:
         ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0, "bos_token_id": None}
         config = MarianConfig(vocab_size=size, activation_function="swish", **SIZES, **ids, forced_eos_token_id=None)
         config.extra_field = {"kept": True}
-        model = randomise(MarianMTModel(config))
-        with torch.no_grad():
-            model.final_logits_bias[0, 0] += 2.5  # sentences end
+        model = train(randomise(MarianMTModel(config)), avoid={0, 1, pad})
         model.generation_config = GenerationConfig(
             max_length=24, num_beams=4, bad_words_ids=[[pad]], forced_eos_token_id=0, **ids, renormalize_logits=False
         )

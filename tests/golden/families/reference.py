@@ -20,18 +20,41 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from strings import SENTENCES, strings  # noqa: E402
+from strings import SENTENCES, strings
 
 LENGTHS, TARGET_LENGTHS = (9, 1, 6, 4), (5, 7, 1, 3)
 
 
-def randomise(model: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
+def randomise(model: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
     """All parameters and buffers of numbers random, but positions: an untrained bias or norm would hide a wrong place."""
     with torch.no_grad():
         for name, x in [*model.named_parameters(), *model.named_buffers()]:
             if x.is_floating_point() and x.requires_grad | ("bias" in name) and "embed_positions" not in name:
                 is_scale = "norm" in name.lower() and name.endswith("weight")
                 x.copy_(torch.empty_like(x).uniform_(-scale, scale) + is_scale)
+    return model.eval()
+
+
+def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, frozen: str = "embed_positions") -> torch.nn.Module:
+    """Seconds of training after ``randomise``, since a random model ends at once or never and says one word again and again.
+
+    Each word of the source is renamed and said 0, 1 or 2 times; a fifth of the words are noise, so that others stay likely.
+    """
+    c, parameters = model.config, {name: p for name, p in model.named_parameters() if frozen not in name}
+    words = torch.tensor(sorted(set(range(c.vocab_size)) - avoid))
+    optimizer = torch.optim.Adam(parameters.values(), lr=4e-3, betas=(0.9, 0.98))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 4e-3 * min(1, (step + 1) / 50)
+        picked = [torch.randint(len(words), (int(n),)) for n in torch.randint(1, 9, (64,))]
+        rows = [torch.cat([words[i], torch.tensor([c.eos_token_id])]) for i in picked]
+        said = [[words[(7 * int(j) + 1) % len(words)] for j in i for _ in range(int(j) % 3)] for i in picked]
+        said = [[w if torch.rand(()) > 0.2 else words[torch.randint(len(words), ())] for w in row] for row in said]
+        targets = [torch.tensor([*row, c.eos_token_id]) for row in said]
+        pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)  # noqa: E731
+        real = pad([torch.ones(len(row)) for row in rows], 0).long()
+        optimizer.zero_grad()
+        model(input_ids=pad(rows, c.pad_token_id), attention_mask=real, labels=pad(targets, -100)).loss.backward()
+        optimizer.step()
     return model.eval()
 
 
@@ -54,7 +77,9 @@ def seq2seq(model, layers: dict[str, torch.nn.Module], avoid: set[int]) -> dict[
     """
     c, exact = model.config, copy.deepcopy(model).double()
     source, source_mask = ragged(LENGTHS, c.vocab_size, c.eos_token_id, avoid, c.pad_token_id)
-    target, target_mask = ragged(TARGET_LENGTHS, getattr(c, "decoder_vocab_size", c.vocab_size), c.eos_token_id, avoid, c.pad_token_id)
+    target, target_mask = ragged(
+        TARGET_LENGTHS, getattr(c, "decoder_vocab_size", c.vocab_size), c.eos_token_id, avoid, c.pad_token_id
+    )
     hidden, hooks = {}, []
     for name, find in layers.items():
 
@@ -99,7 +124,9 @@ def search_case(model, tokenizer, count: int = 24) -> dict[str, np.ndarray]:
     sources = [text for text in (*SENTENCES, *strings(400)[80:]) if 0 < len(text) < 40]
     arrays, texts, kept = {}, {}, None
     models = [model, *neighbours(model)]
-    found = {name: [generated(m, tokenizer, sources, beams) for m in models] for name, beams in {"greedy": 1, "beam": 4}.items()}
+    found = {
+        name: [generated(m, tokenizer, sources, beams) for m in models] for name, beams in {"greedy": 1, "beam": 4}.items()
+    }
     stable = [
         i
         for i in range(len(sources))
