@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[train]'", file=sys.stderr)
+        extra = "hub" if error.name == "sentencepiece" else "train"
+        print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has left: that is not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,8 +29,8 @@ Two kinds of model have one half only, and keep to the same page:
                    values (prefill: ragged, padded on either side, never copied per beam); ``config.first(source)`` is that last
                    token, with which ``decode`` goes on at each row's own position. An empty prompt begins with ``start_id``,
                    so that training on plain text is ``__call__`` with sources of no length.
-    encoder-only   ``encode`` gives the hidden states as its memory (``EncoderOnly``), and heads are further methods of it; there
-                   is nothing to decode.
+    encoder-only   ``encode`` gives the hidden states as its memory (``EncoderOnly``), of which ``logits`` is the head; there is
+                   nothing to decode.
 """
 
 from __future__ import annotations

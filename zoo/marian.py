@@ -79,7 +79,9 @@ class MarianConfig(ModelConfig):
     end_id: int = EOS
     pad_id: int = PAD
 
-    PAPER: ClassVar = "Junczys-Dowmunt et al. 2018"
+    @property
+    def PAPER(self) -> str:  # noqa: N802
+        return "Fan et al. 2020" if self.positions == "fairseq" else "Junczys-Dowmunt et al. 2018"
 
     @property
     def wants_one_vocabulary(self) -> bool:

@@ -110,6 +110,24 @@ class Predictor:
                 results[row] = prediction
         return results
 
+    def between(self, source: str, target: str) -> Predictor:
+        """The predictor that translates from one language to another, for models of many that are told so by a token.
+
+        Args:
+          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB.
+
+        Raises:
+          UserError: the model has no such language, or is not told languages.
+        """
+        if not isinstance(self.source_tokenizer, PretrainedTokenizer):
+            raise UserError("this model is not told languages: predict with it as it is")
+        tokenizers = {
+            "source_tokenizer": self.source_tokenizer.with_language(source),
+            "target_tokenizer": self.target_tokenizer.with_language(target),
+        }
+        first = dataclasses.replace(self.decoding, first_id=self.target_tokenizer.language_id(target))
+        return dataclasses.replace(self, decoding=first, **tokenizers)
+
     def settings(self, options: dict[str, Any]) -> Decoding:
         """The defaults with these options changed.
 

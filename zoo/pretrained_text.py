@@ -2,6 +2,7 @@
 
     fast             tokenizer.json, by the ``tokenizers`` library
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
+    m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
 
 Unlike ours, these find special tokens that are spelled out in a text ("</s>"), as the reference does. A tokenizer keeps
 the files that it was made from, so that nothing in them is lost when the model is saved.
@@ -10,9 +11,11 @@ the files that it was made from, so that nothing in them is lost when the model 
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +29,11 @@ FILES = (
     *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
 )
 BINARY = (".spm", ".model")
+LANGUAGES = (  # M2M-100's codes, in the order of their ids after the vocabulary
+    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr ht hu "
+    "hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or pa pl ps pt "
+    "ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
+)
 
 
 class PretrainedTokenizer:
@@ -37,9 +45,11 @@ class PretrainedTokenizer:
       side: "source" or "target"; models may cut the two differently.
       vocab_size: the model's, which may have more entries than the tokenizer.
       end_id: where the text of an output ends.
+      language: of the texts, for a model that wants to be told; see ``with_language``.
     """
 
     kind: ClassVar[str]
+    language: str | None = None
 
     def __init__(self, files: dict[str, bytes], side: str, vocab_size: int, end_id: int):
         self.files, self.side, self.vocab_size, self.end_id = files, side, vocab_size, end_id
@@ -64,6 +74,30 @@ class PretrainedTokenizer:
     def text(self, ids: list[int]) -> str:
         """The text of ids, special tokens left out."""
         raise NotImplementedError
+
+    def with_language(self, code: str | None) -> PretrainedTokenizer:
+        """The tokenizer for texts in a language, by the code that the model's publisher uses; None as it is.
+
+        Raises:
+          UserError: the model has no such language.
+        """
+        if code is None:
+            return self
+        self.language_id(code)
+        other = copy.copy(self)
+        other.language = code
+        return other
+
+    def language_id(self, code: str) -> int:
+        """The token that stands for a language. Raises UserError if the model has no such language."""
+        token = self.language_token(code)
+        if token not in self.ids:
+            raise UserError(f"this model has no language {code!r}: use one of its own codes")
+        return self.ids[token]
+
+    def language_token(self, code: str) -> str:
+        """How the vocabulary spells a language."""
+        return code
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``."""
@@ -93,7 +127,8 @@ class PretrainedTokenizer:
             name: {"base64": base64.b64encode(content).decode("ascii")} if name.endswith(BINARY) else content.decode("utf-8")
             for name, content in self.files.items()
         }
-        return {"kind": self.kind, "side": self.side, "vocab_size": self.vocab_size, "end_id": self.end_id, "files": files}
+        facts = {"kind": self.kind, "side": self.side, "vocab_size": self.vocab_size, "end_id": self.end_id}
+        return {**facts, "language": self.language, "files": files}
 
     def json(self, name: str) -> dict[str, Any]:
         """A file's content. Raises UserError if it is missing or no JSON object."""
@@ -119,6 +154,15 @@ class PretrainedTokenizer:
         value = self.settings.get(name, default)
         value = value.get("content") if isinstance(value, dict) else value
         return value if isinstance(value, str) else default
+
+    def added_special(self) -> list[str]:
+        """The special tokens that the files add to the usual ones."""
+        older = self.json("special_tokens_map.json") if "special_tokens_map.json" in self.files else {}
+        for data, name in product((self.settings, older), ("extra_special_tokens", "additional_special_tokens")):
+            if more := data.get(name):
+                more = more.values() if isinstance(more, dict) else more
+                return [token.get("content", "") if isinstance(token, dict) else str(token) for token in more]
+        return []
 
     def piece_model(self, name: str) -> Any:
         """A SentencePiece file."""
@@ -151,10 +195,19 @@ class FastTokenizer(PretrainedTokenizer):
         self.ids = self.backend.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        return self.backend.encode(without_surrogates(text)).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(map(without_surrogates, texts)))]
+        texts = list(map(without_surrogates, texts))
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.language is None)
+        if self.language is None:
+            return [encoding.ids for encoding in encodings]
+        return [[self.language_id(self.language), *encoding.ids, self.end_id] for encoding in encodings]
+
+    def language_token(self, code: str) -> str:
+        if not str(self.settings.get("tokenizer_class", "")).startswith("Nllb") or self.settings.get("legacy_behaviour"):
+            raise UserError(f"this tokenizer is not told a language, such as {code!r}: leave it out")
+        return code
 
     def text(self, ids: list[int]) -> str:
         text = self.backend.decode(ids, skip_special_tokens=True)
@@ -189,7 +242,7 @@ class PieceTokenizer(PretrainedTokenizer):
 
     def text(self, ids: list[int]) -> str:
         pieces = [self.names[i] for i in ids if i in self.names and self.names[i] not in self.special_tokens]
-        return self.writer.decode_pieces(pieces).replace("▁", " ").strip()
+        return self.writer.decode_pieces(pieces).strip()
 
 
 class MarianTokenizer(PieceTokenizer):
@@ -211,7 +264,7 @@ class MarianTokenizer(PieceTokenizer):
         for token in special[:2]:
             if token not in self.ids:
                 raise UserError(f"the tokenizer's vocab.json lacks {token}: fetch the model again")
-        self.split_at([*special, *added_special(self.settings)])
+        self.split_at([*special, *self.added_special()])
 
     def cut(self, text: str) -> list[str]:
         language = re.match(r">>.*?<<", text, re.DOTALL)
@@ -221,15 +274,42 @@ class MarianTokenizer(PieceTokenizer):
     def encode(self, text: str) -> list[int]:
         return [*self.numbers(text), self.ids[self.special("eos_token", "</s>")]]
 
+    def text(self, ids: list[int]) -> str:
+        return super().text(ids).replace("▁", " ").strip()
 
-KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer)}
+    def language_token(self, code: str) -> str:
+        raise UserError(f"a Marian model is told the target's language in the text, such as >>{code}<<: leave it out")
 
 
-def added_special(settings: dict[str, Any]) -> list[str]:
-    """The special tokens that a tokenizer_config.json adds to the usual ones."""
-    more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
-    more = list(more.values()) if isinstance(more, dict) else more
-    return [token.get("content", "") if isinstance(token, dict) else str(token) for token in more]
+class M2M100Tokenizer(PieceTokenizer):
+    """One piece model over a table of ids; a text begins with its language's token, English unless told otherwise."""
+
+    kind = "m2m_100"
+
+    def prepare(self) -> None:
+        self.ids = self.vocabulary("vocab.json")
+        self.reader = self.writer = self.piece_model("sentencepiece.bpe.model")
+        if self.settings.get("language_codes", "m2m100") != "m2m100":
+            raise UserError(f"the tokenizer's languages are {self.settings['language_codes']!r}: only m2m100's are known")
+        languages = [self.language_token(code) for code in LANGUAGES.split()]
+        self.ids = {**{token: len(self.ids) + i for i, token in enumerate(languages)}, **self.ids}
+        defaults = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        special = [self.special(name, default) for name, default in defaults.items()]
+        for token in special:
+            if token not in self.ids:
+                raise UserError(f"the tokenizer's vocab.json lacks {token}: fetch the model again")
+        self.split_at([*special, *self.added_special()])
+        code = self.settings.get("src_lang" if self.side == "source" else "tgt_lang")
+        self.language = code if isinstance(code, str) else "en"
+
+    def encode(self, text: str) -> list[int]:
+        return [self.language_id(self.language), *self.numbers(text), self.ids[self.special("eos_token", "</s>")]]
+
+    def language_token(self, code: str) -> str:
+        return f"__{code}__"
+
+
+KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer, M2M100Tokenizer)}
 
 
 def clean_up(text: str) -> str:
@@ -253,6 +333,8 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
         return "fast"
     if {"source.spm", "target.spm", "vocab.json"} <= set(files):
         return "marian"
+    if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
+        return "m2m_100"
     raise UserError(
         f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
         f"there is {', '.join(files) or 'none of its files'}"
@@ -267,13 +349,11 @@ def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
     """
     if not isinstance(data, dict) or "files" not in data:
         return Tokenizer.from_json(data, where)
-    right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "files": dict}
-    if (
-        set(data) != set(right)
-        or not all(type(data[name]) is hint for name, hint in right.items())
-        or data["kind"] not in KINDS
-    ):
+    right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "language": (str, type(None)), "files": dict}
+    if set(data) != set(right) or not all(isinstance(data[name], hint) for name, hint in right.items()):
         raise UserError(f"{where} is not a readable tokenizer: save it again")
+    if data["kind"] not in KINDS:
+        raise UserError(f"{where} is a tokenizer of the kind {data['kind']!r}, which is not one of {', '.join(KINDS)}")
     try:
         files = {
             name: base64.b64decode(content["base64"], validate=True) if isinstance(content, dict) else content.encode("utf-8")
@@ -283,4 +363,4 @@ def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
         raise UserError(f"{where} is not a readable tokenizer ({error}): save it again") from error
     if not set(files) <= set(FILES):
         raise UserError(f"{where} holds the file {sorted(set(files) - set(FILES))[0]!r}, which no tokenizer has: save it again")
-    return KINDS[data["kind"]](files, data["side"], data["vocab_size"], data["end_id"])
+    return KINDS[data["kind"]](files, data["side"], data["vocab_size"], data["end_id"]).with_language(data["language"])

@@ -65,7 +65,13 @@ def marian(directory: Path) -> None:
         ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0, "bos_token_id": None}
         config = MarianConfig(vocab_size=size, activation_function="swish", **SIZES, **ids, forced_eos_token_id=None)
         config.extra_field = {"kept": True}
-        model = train(randomise(MarianMTModel(config)), avoid={0, 1, pad})
+        model = randomise(MarianMTModel(config))
+
+        def zero() -> None:
+            model.model.shared.weight.data[pad] = 0  # as in Marian's checkpoints, on which CTranslate2 relies
+
+        zero()
+        train(model, {0, 1, pad}, after=zero)
         model.generation_config = GenerationConfig(
             max_length=24, num_beams=4, bad_words_ids=[[pad]], forced_eos_token_id=0, **ids, renormalize_logits=False
         )
@@ -73,4 +79,38 @@ def marian(directory: Path) -> None:
         write(directory, model, tokenizer, arrays)
 
 
-CASES = {"marian": marian}
+def m2m_100(directory: Path) -> None:
+    """As published: pre-norm, ids 0 to 3 special, 100 languages after the table, positions from the padding id on."""
+    import sentencepiece
+    from transformers import GenerationConfig, M2M100Config, M2M100ForConditionalGeneration, M2M100Tokenizer
+    from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
+
+    with tempfile.TemporaryDirectory() as name:
+        content = piece_model(230, "identity")
+        (Path(name) / "sentencepiece.bpe.model").write_bytes(content)
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        words = [model.id_to_piece(i) for i in range(2, model.get_piece_size())]
+        table = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+        (Path(name) / "vocab.json").write_text(json.dumps(table))
+        files = (str(Path(name) / file) for file in ("vocab.json", "sentencepiece.bpe.model"))
+        languages = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]  # as special_tokens_map.json says on the hub
+        tokenizer = M2M100Tokenizer(*files, src_lang="de", tgt_lang="fr", additional_special_tokens=languages)
+        config = M2M100Config(
+            vocab_size=len(table) + 100 + 8, activation_function="relu", encoder_layerdrop=0.0, decoder_layerdrop=0.0, **SIZES
+        )
+        model = train(randomise(M2M100ForConditionalGeneration(config)), avoid={0, 1, 2, 3})
+        model.generation_config = GenerationConfig(
+            max_length=24,
+            num_beams=4,
+            early_stopping=True,
+            forced_bos_token_id=tokenizer.get_lang_id("fr"),
+            decoder_start_token_id=2,
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+        )
+        arrays = seq2seq(model, LAYERS, avoid={0, 1, 2, 3}) | search_case(model, tokenizer) | tokens_case(tokenizer, len(table))
+        write(directory, model, tokenizer, arrays)
+
+
+CASES = {"marian": marian, "m2m_100": m2m_100}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,14 @@ def randomise(model: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
     return model.eval()
 
 
-def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, frozen: str = "embed_positions") -> torch.nn.Module:
+def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, after: Callable = lambda: None) -> torch.nn.Module:
     """Seconds of training after ``randomise``, since a random model ends at once or never and says one word again and again.
+
+    ``after`` each step something may be set back. Tables of positions stay as they are.
 
     Each word of the source is renamed and said 0, 1 or 2 times; a fifth of the words are noise, so that others stay likely.
     """
-    c, parameters = model.config, {name: p for name, p in model.named_parameters() if frozen not in name}
+    c, parameters = model.config, {name: p for name, p in model.named_parameters() if "embed_positions" not in name}
     words = torch.tensor(sorted(set(range(c.vocab_size)) - avoid))
     optimizer = torch.optim.Adam(parameters.values(), lr=4e-3, betas=(0.9, 0.98))
     for step in range(steps):
@@ -55,6 +58,7 @@ def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, frozen: str
         optimizer.zero_grad()
         model(input_ids=pad(rows, c.pad_token_id), attention_mask=real, labels=pad(targets, -100)).loss.backward()
         optimizer.step()
+        after()
     return model.eval()
 
 
@@ -80,6 +84,9 @@ def seq2seq(model, layers: dict[str, torch.nn.Module], avoid: set[int]) -> dict[
     target, target_mask = ragged(
         TARGET_LENGTHS, getattr(c, "decoder_vocab_size", c.vocab_size), c.eos_token_id, avoid, c.pad_token_id
     )
+    for module in exact.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # the padding's row learns like any other, where a decoder reads it first
     hidden, hooks = {}, []
     for name, find in layers.items():
 
