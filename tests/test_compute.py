@@ -15,6 +15,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train import parallel
+from train.parallel import Parallel
 from zoo import rnn, rnn_attention, transformer
 from zoo.core import UserError, pad_tokens, shift_right
 from zoo.nn import attention
@@ -27,13 +29,12 @@ from zoo.variants import abstract_params
 TINY = {name: config for module in (rnn, rnn_attention) for name, config in module.PRESETS.items() if name.endswith("tiny")}
 TINY["transformer-tiny"] = transformer.PRESETS["tiny"]
 TRANSFORMERS = {
-    norm: dataclasses.replace(TINY["transformer-tiny"], num_layers=3, norm=norm, share_embeddings=share)
+    norm: dataclasses.replace(TINY["transformer-tiny"], num_layers=2, norm=norm, share_embeddings=share)
     for norm, share in (("post", "all"), ("pre", "none"))
 }
-ROOMY = {  # wide enough that activations outweigh parameters
-    "transformer-tiny": dataclasses.replace(TINY["transformer-tiny"], num_layers=4),
-    "sutskever-tiny": dataclasses.replace(TINY["sutskever-tiny"], num_layers=4),
-}
+quick_jit = functools.partial(  # programs that run once
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 def random_params(config):
@@ -48,7 +49,7 @@ def loss(model, params, source, target, key=None):
     return jnp.where(target.mask, -jnp.take_along_axis(log_probs_BTV, target.ids[..., None], axis=-1)[..., 0], 0).sum()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def value_and_grad(model, params, source, target, key=None):
     return jax.value_and_grad(functools.partial(loss, model))(params, source, target, key)
 
@@ -56,7 +57,7 @@ def value_and_grad(model, params, source, target, key=None):
 # --- Rematerialised and scanned ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if name != "elman-tiny"])  # Sutskever's wiring
 def test_rematerialised_layers_give_the_same_numbers(name):
     """Dropout too: what is computed again draws the same masks."""
     config = dataclasses.replace(TINY[name], dropout=0.3)
@@ -66,18 +67,31 @@ def test_rematerialised_layers_give_the_same_numbers(name):
     chex.assert_trees_all_close(again, plain, rtol=1e-5, atol=1e-5)
 
 
-def temporary_bytes(model, config, source, target) -> int:
-    params = abstract_params(config)
-    compiled = jax.jit(jax.grad(functools.partial(loss, model))).lower(params, source, target).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-@pytest.mark.parametrize("name", ROOMY)
+@pytest.mark.parametrize("name", [name for name in TINY if name != "elman-tiny"])
 def test_rematerialised_layers_keep_less(name):
-    config = ROOMY[name]
-    batch = config.example(batch=8, source_len=64, target_len=64)
-    plain, remat = (temporary_bytes(config.build().clone(remat=on), config, *batch) for on in (False, True))
-    assert remat < 0.6 * plain, (remat, plain)
+    """What the forward pass hands to the backward pass; a CPU's compiler would compute nothing again, to save time."""
+    config = TINY[name]
+    source, target = config.example(batch=8, source_len=32, target_len=32)
+
+    def kept(remat: bool) -> int:
+        model = config.build().clone(remat=remat)
+        run = lambda params: model.apply({"params": params}, source, target).hidden  # noqa: E731
+        backward = jax.eval_shape(lambda params: jax.vjp(run, params)[1], abstract_params(config))
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert kept(True) < 0.65 * kept(False), (kept(True), kept(False))
+
+
+def test_rematerialised_and_scanned_layers_take_less_memory():
+    config = dataclasses.replace(TRANSFORMERS["pre"], num_layers=4)
+    batch = config.example(batch=8, source_len=32, target_len=32)
+
+    def temporary(remat: bool) -> int:
+        model = config.build().clone(scan_layers=True, remat=remat)
+        gradient = jax.jit(jax.grad(functools.partial(loss, model)))
+        return gradient.lower(abstract_params(config), *batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.6 * temporary(False)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -184,7 +198,7 @@ def test_bfloat16_parameters_make_bfloat16_products(name, options):
     assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("bfloat16")}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def logits_and_steps(model, params, source, target):
     """All at once, and token by token through the cache."""
     everything = model.apply({"params": params}, source, target).logits
@@ -203,7 +217,7 @@ def test_bfloat16_is_close_to_float32(name):
     """Within the rounding of eight bits, and step by step too, whose carry keeps its dtypes (a scan says so)."""
     config = TINY[name]
     model, params, batch = config.build(), random_params(config), config.example(3)
-    exact = np.asarray(model.apply({"params": params}, *batch).logits)
+    exact = np.asarray(quick_jit(lambda _: model.apply({"params": params}, *batch).logits)(0))
     rounded = logits_and_steps(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), *batch)
     for logits in rounded:
         assert logits.dtype == jnp.bfloat16
@@ -311,27 +325,29 @@ def test_a_model_by_the_fused_call(monkeypatch, right_padded):
     config = TRANSFORMERS["pre"]
     model, params = config.build().clone(right_padded=right_padded), random_params(config)
     source, target = pad_tokens([[5, 6, 7, 2], [9, 2], []], 6), pad_tokens([[5, 2], [6, 7, 8, 2], [2]], 6)
-    expected = model.apply({"params": params}, source, target).logits
-    calls = []
+    run = lambda: jax.jit(lambda params: model.apply({"params": params}, source, target).logits)(params)  # noqa: E731
+    expected, calls = run(), []
+
+    original = jax.nn.dot_product_attention
 
     def watched(*args, **kwargs):
         calls.append((kwargs["is_causal"], kwargs["mask"] is not None, kwargs["key_value_seq_lengths"] is not None))
-        return jax.nn.dot_product_attention(*args, **{**kwargs, "implementation": "xla"})
+        return original(*args, **{**kwargs, "implementation": "xla"})
 
     monkeypatch.setattr(attention, "choose", lambda *args: ("cudnn", "a test"))
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", watched, raising=True)
-    logits = model.apply({"params": params}, source, target).logits
-    chex.assert_trees_all_close(logits, expected, atol=2e-5)
+    chex.assert_trees_all_close(run(), expected, atol=2e-5)
     of_source = (False, not right_padded, right_padded)
-    assert calls == [of_source] * 3 + [(True, False, False), of_source] * 3
+    assert calls == [of_source] * 2 + [(True, False, False), of_source] * 2
 
 
 def test_the_model_passes_its_kernel_on(monkeypatch):
     config, asked = TRANSFORMERS["pre"], []
+    params = abstract_params(config)
     monkeypatch.setattr(attention, "choose", lambda kernel, *args: asked.append(kernel) or ("xla", "a test"))
     model = config.build().clone(kernel="xla")
-    jax.eval_shape(lambda params: model.apply({"params": params}, *config.example()), abstract_params(config))
-    assert asked == ["xla"] * 9
+    jax.eval_shape(lambda params: model.apply({"params": params}, *config.example()), params)
+    assert asked == ["xla"] * 6
 
 
 # --- Meshes -----------------------------------------------------------------------------------------------------------
@@ -357,3 +373,21 @@ def test_constrain():
     assert constrain(x, BATCH) is x
     parallel = jax.pmap(lambda x: constrain(x + 1, BATCH, None, MODEL), axis_name="data")(x[:, None])
     np.testing.assert_array_equal(parallel, x[:, None] + 1)
+
+
+def test_a_sharded_transformer_keeps_its_activations_where_they_belong(capfd):
+    """Data, fsdp and model at once: the batch stays split, and the partitioner never gives up on an activation."""
+    config = dataclasses.replace(TRANSFORMERS["post"], num_layers=1)
+    model, params, batch = config.build(), random_params(config), config.example(8)
+    many = parallel.make(Parallel("mesh", fsdp=2, model=2), model.SHARDING)
+    params = jax.device_put(params, jax.tree_util.tree_map_with_path(many.sharding, params))
+
+    def both(params, batch):
+        return model.apply({"params": params}, *batch), jax.grad(functools.partial(loss, model))(params, *batch)
+
+    compiled = many.compile_eval(both).lower(params, many.put(batch)).compile()
+    outputs, gradient = compiled(params, many.put(batch))
+    chex.assert_trees_all_close(jax.device_get(gradient), value_and_grad(model, jax.device_get(params), *batch)[1], atol=2e-5)
+    for x, spec in ((outputs.logits, P(BATCH, None, MODEL)), (outputs.hidden, P(BATCH))):
+        assert x.sharding.is_equivalent_to(NamedSharding(many.mesh, spec), 3)
+    assert "rematerialization" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -344,7 +345,8 @@ def check_batch(batch, lengths, shapes, hosts=1):
     """Shape, contents, masks and padding of a batch; returns the ids of its examples."""
     rows, source_len, target_len = len(batch.example_ids), batch.source.ids.shape[1], batch.target.ids.shape[1]
     assert (rows * hosts, source_len, target_len) in shapes
-    for side, (ids, mask) in enumerate((batch.source, batch.target)):
+    for side, (ids, mask, segments) in enumerate((batch.source, batch.target)):
+        assert segments is None
         assert ids.dtype == batch.example_ids.dtype == np.int32
         assert mask.dtype == bool
         assert ids.shape == mask.shape == (rows, (source_len, target_len)[side])
@@ -396,10 +398,7 @@ def test_every_epoch_holds_every_admitted_example_once(lengths, batching, seed, 
 
 
 def equal(left, right):
-    return all(
-        np.array_equal(a, b)
-        for a, b in zip((*left.source, *left.target, left.example_ids), (*right.source, *right.target, right.example_ids))
-    )
+    return jax.tree.all(jax.tree.map(np.array_equal, left, right))
 
 
 @SLOW_IS_FINE
@@ -433,8 +432,7 @@ def test_the_slices_of_the_hosts_make_up_the_global_batch(lengths, batching):
         for batch, *slices in itertools.islice(zip(whole, *parts), 12):
             for part in slices:
                 check_batch(part, lengths, shapes, hosts)
-            joined = [np.concatenate(arrays) for arrays in zip(*((*b.source, *b.target, b.example_ids) for b in slices))]
-            assert all(map(np.array_equal, joined, (*batch.source, *batch.target, batch.example_ids)))
+            assert equal(jax.tree.map(lambda *arrays: np.concatenate(arrays), *slices), batch)
 
 
 @SLOW_IS_FINE

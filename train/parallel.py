@@ -143,14 +143,20 @@ class MeshParallel:
 
         def step(state, batch):
             places = jax.tree_util.tree_map_with_path(self.sharding, state)
-            state, metrics = train_step(state, batch)
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # which the model's constraints look for
+                state, metrics = train_step(state, batch)
             return jax.lax.with_sharding_constraint(state, places), metrics
 
         return jax.jit(step, donate_argnums=0)
 
     def compile_eval(self, eval_step: Callable) -> Callable:
         """``step(params, batch) -> metrics``."""
-        return jax.jit(eval_step)
+
+        def step(params, batch):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return eval_step(params, batch)
+
+        return jax.jit(step)
 
     def put(self, batch: PyTree) -> PyTree:
         """A batch for ``step``: its rows split over data and fsdp."""

@@ -258,7 +258,9 @@ class Transformer(Seq2Seq):
         """Embeddings times sqrt(D), plus positions (sections 3.4 and 3.5): (B, N, D)."""
         c = self.config
         table = self.embedding if c.share_embeddings == "all" else getattr(self, f"{side}_embedding")
-        x_BND = table(ids_BN) * c.d_model**0.5
+        # The table's width is split for storage alone: gathered first, or the partitioner would gather every device's rows.
+        rows_BND = jnp.take(constrain(table.embedding, MODEL), ids_BN, axis=0)
+        x_BND = constrain(rows_BND, BATCH) * c.d_model**0.5
         if c.positions == "sinusoidal":
             x_BND = x_BND + sinusoidal(position_BN, c.d_model).astype(x_BND.dtype)
         else:

@@ -27,7 +27,8 @@ class Batching:
     window: int = 64
     """About this many batches are sorted by length together: more means less padding, fewer more randomness."""
     pack: bool = False
-    """Put several short pairs into a row, told apart by segment ids; for models that attend by segment."""
+    """Put several short pairs into a row, told apart by segment ids, in training batches of one shape; for models that attend
+    by segment."""
 
     def admits(self, lengths_N2: np.ndarray) -> np.ndarray:
         """(N,) bool: which (source, target) lengths are within the limits."""
@@ -53,7 +54,7 @@ def bucket_shapes(batching: Batching, multiple_of: int, lengths_N2: np.ndarray) 
     """The batch shapes of a training set, shortest first, at most ``batching.buckets`` of them.
 
     The last one, at the limits, takes what the sample did not show. The others are quantiles of the sample, chosen one by
-    one so that each saves the most padding.
+    one so that each saves the most padding. Packed rows have no use for the others.
 
     Args:
       batching: the limits.
@@ -68,7 +69,7 @@ def bucket_shapes(batching: Batching, multiple_of: int, lengths_N2: np.ndarray) 
     quantiles_Q2 = np.quantile(admitted_N2, np.linspace(0.02, 1, 50), axis=0, method="higher")
     candidates = [tuple(map(_round_up, quantile)) for quantile in quantiles_Q2]
     bounds = [(_round_up(batching.max_source_len), _round_up(batching.max_target_len))]
-    for _ in range(batching.buckets - 1):
+    for _ in range(0 if batching.pack else batching.buckets - 1):
         bounds = min((sorted({*bounds, new}) for new in candidates), key=lambda bounds: _padded_size(admitted_N2, bounds))
     return tuple((max(1, batching.tokens // max(bound) // multiple_of) * multiple_of, *bound) for bound in bounds)
 
@@ -80,6 +81,24 @@ def _padded_size(lengths_N2: np.ndarray, bounds: list[tuple[int, int]]) -> int:
 def bucket_of(lengths_N2: np.ndarray, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     """(N,) index of the first (S, T) that both lengths of an example are within."""
     return np.stack([(lengths_N2 <= bound).all(axis=1) for bound in bounds], axis=1).argmax(axis=1)
+
+
+def first_fit(lengths_N2: np.ndarray, room: tuple[int, int]) -> np.ndarray:
+    """(N,) the row that each example goes into, so that no row holds more than ``room`` of source and target tokens.
+
+    Each goes into the first row that has room for it, in the order given: longest first would fill rows a little better, but
+    with pairs of one length.
+
+    >>> first_fit(np.array([[2, 2], [5, 4], [3, 3]]), (6, 6)).tolist()
+    [0, 1, 0]
+    """
+    row_N, room_R2 = np.zeros(len(lengths_N2), np.int64), np.tile(room, (len(lengths_N2), 1))
+    rows = 0
+    for example, length_2 in enumerate(lengths_N2):
+        row = (room_R2[: rows + 1] >= length_2).all(axis=1).argmax()  # the last of these is empty
+        room_R2[row] -= length_2
+        row_N[example], rows = row, max(rows, row + 1)
+    return row_N
 
 
 def _round_up(length: int) -> int:

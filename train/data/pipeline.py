@@ -6,6 +6,7 @@
 Every batch has one of a few shapes, so that a jitted step compiles a few times and no more. Training takes the examples of
 an epoch in an order drawn from the seed, cuts the order into windows, sorts each window by length and cuts it into batches.
 All of that depends on token lengths only, so every host cuts the same global batches and builds the rows that are its own.
+With ``Batching.pack`` a window's examples are put into rows, several in one, and the rows shuffled before they are cut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from train.data.buckets import Batching, Shape, bucket_of
+from train.data.buckets import Batching, Shape, bucket_of, first_fit
 from train.data.sources import Example
 from zoo.core import EOS, PAD, Tokens
 from zoo.text import Tokenizer
@@ -31,9 +32,10 @@ class Batch(NamedTuple):
     """Fixed-shape host arrays.
 
     Attributes:
-      source: ids (B, S) int32 and mask (B, S) bool.
-      target: ids (B, T) int32 and mask (B, T) bool.
-      example_ids: (B,) int32 index of each row's example; -1 for a row of padding, whose masks are all False.
+      source: ids (B, S) int32 and mask (B, S) bool; segments (B, S) int32 if rows are packed.
+      target: ids (B, T) int32 and mask (B, T) bool; segments (B, T) int32 if rows are packed.
+      example_ids: (B,) int32 index of each row's example; -1 for a row of padding, whose masks are all False. If rows are
+        packed, (B, n), of a row's examples in the order of their segments, then -1.
     """
 
     source: Tokens
@@ -68,13 +70,20 @@ class Tokenized:
         """(N, 2) lengths of ``size`` examples spread evenly over the set; of all if there are no more."""
         return self.lengths(np.unique(np.linspace(0, len(self) - 1, min(size, len(self))).astype(int)))
 
-    def padded(self, indices_n: np.ndarray, rows: int, source_len: int, target_len: int) -> tuple[Tokens, Tokens]:
-        """Sources and targets of n examples as ``rows`` >= n rows; what is too long is truncated before its EOS."""
+    def padded(self, indices_n: np.ndarray, row_n: np.ndarray, shape: Shape, segments: bool = False) -> tuple[Tokens, Tokens]:
+        """Sources and targets of n examples as rows of a shape.
+
+        Args:
+          indices_n: the examples.
+          row_n: the row of each, ascending; several in a row stand side by side.
+          shape: (rows, source length, target length); an example too long for it is truncated before its EOS.
+          segments: number a row's examples.
+        """
         pairs, lengths_n2 = self._packed(indices_n.tolist()), self._lengths_N2[indices_n]
         columns = zip(zip(*pairs), lengths_n2.T) if pairs else [((), np.zeros(0, int))] * 2
         return tuple(
-            _pad(packed, length_n, dtype, rows, length)
-            for (packed, length_n), (_, dtype), length in zip(columns, self._sides, (source_len, target_len))
+            _pad(packed, length_n, dtype, row_n, (shape[0], length), segments)
+            for (packed, length_n), (_, dtype), length in zip(columns, self._sides, shape[1:])
         )
 
     def _packed(self, indices: list[int]) -> list[tuple[bytes, bytes]]:
@@ -98,17 +107,33 @@ class Tokenized:
         return list(zip(*columns))
 
 
-def _pad(packed: Sequence[bytes], length_n: np.ndarray, dtype: np.dtype, rows: int, length: int) -> Tokens:
-    """Unpack ids into the first n of ``rows`` rows of ``length`` tokens."""
+def _pad(
+    packed: Sequence[bytes], length_n: np.ndarray, dtype: np.dtype, row_n: np.ndarray, shape: tuple[int, int], segments: bool
+) -> Tokens:
+    """Unpack ids, each into its row of an array of this shape."""
+    rows, length = shape
     if (length_n > length).any():
         kept, eos = (length - 1) * dtype.itemsize, dtype.type(EOS).tobytes()
         packed = [ids if count <= length else ids[:kept] + eos for ids, count in zip(packed, length_n)]
-    length_B = np.zeros(rows, np.int64)
-    length_B[: len(packed)] = np.minimum(length_n, length)
+        length_n = np.minimum(length_n, length)
+    length_B = np.bincount(row_n, length_n, minlength=rows)
     mask = np.arange(length) < length_B[:, None]
-    ids = np.full((rows, length), PAD, np.int32)
+    ids = np.full(shape, PAD, np.int32)
     ids[mask] = np.frombuffer(b"".join(packed), dtype)  # row by row, as the mask is read
-    return Tokens(ids, mask)
+    if not segments:
+        return Tokens(ids, mask)
+    segment_BN = np.zeros(shape, np.int32)
+    segment_BN[mask] = np.repeat(_place(row_n) + 1, length_n)
+    return Tokens(ids, mask, segment_BN)
+
+
+def _place(row_n: np.ndarray) -> np.ndarray:
+    """(n,) how many stand before each in its row.
+
+    >>> _place(np.array([0, 0, 0, 2, 2])).tolist()
+    [0, 1, 2, 0, 1]
+    """
+    return np.arange(len(row_n)) - np.searchsorted(row_n, row_n)
 
 
 class TrainBatches:
@@ -163,8 +188,12 @@ def train_batches(
     bounds = [shape[1:] for shape in shapes]
     if not batching.covered_by(shapes[-1]):
         raise ValueError(f"the last of the shapes {shapes} is smaller than the limits of {batching}")
-    row_share_N = 1 / np.array([rows for rows, _, _ in shapes])[bucket_of(sample_N2[batching.admits(sample_N2)], bounds)]
-    window = max(1, int(batching.window / row_share_N.mean()))
+    admitted_N2 = sample_N2[batching.admits(sample_N2)]
+    if batching.pack:
+        share_N = (admitted_N2 / bounds[-1]).max(axis=1) / shapes[-1][0]
+    else:
+        share_N = 1 / np.array([rows for rows, _, _ in shapes])[bucket_of(admitted_N2, bounds)]
+    window = max(1, int(batching.window / share_N.mean()))
     cutter = _Cutter(data, batching, shapes, host)
     windows = grain.MapDataset.source(_Windows(len(data), window, seed))
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # prefetch_to_device adds the one that pays
@@ -194,8 +223,16 @@ class _Windows:
         return self._order_N[number * self._window : (number + 1) * self._window], (self._seed, int(index))
 
 
+class _Plan(NamedTuple):
+    """A batch to be: its shape, its n examples, and the row of each, ascending."""
+
+    shape: Shape
+    indices_n: np.ndarray
+    row_n: np.ndarray
+
+
 class _Cutter(grain.experimental.FlatMapTransform):
-    """Cuts a window of examples into the plans (shape, indices) of its batches; ``build`` turns a plan into a Batch."""
+    """Cuts a window of examples into the plans of its batches; ``build`` turns a plan into a Batch."""
 
     max_fan_out = 2**31
 
@@ -203,24 +240,46 @@ class _Cutter(grain.experimental.FlatMapTransform):
         self._data, self._batching, self._shapes, self._host = data, batching, shapes, host
         self.too_long_N = np.zeros(len(data), bool)
 
-    def flat_map(self, window: tuple[np.ndarray, tuple[int, int]]) -> list[tuple[Shape, np.ndarray]]:
+    def flat_map(self, window: tuple[np.ndarray, tuple[int, int]]) -> list[_Plan]:
         indices_N, seed = window
         lengths_N2 = self._data.lengths(indices_N)
         admitted_N = self._batching.admits(lengths_N2)
         self.too_long_N[indices_N[~admitted_N]] = True
+        rng = np.random.default_rng(seed)
+        if self._batching.pack:
+            return _pack(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes[-1], rng)
         plans = _cut(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes)
-        return [plans[i] for i in np.random.default_rng(seed).permutation(len(plans))]
+        return [plans[i] for i in rng.permutation(len(plans))]
 
-    def build(self, plan: tuple[Shape, np.ndarray]) -> Batch:
-        (rows, source_len, target_len), indices_B = plan
-        index, count = self._host
-        mine = indices_B[index * rows // count : (index + 1) * rows // count]
-        example_ids = np.full(rows // count, -1, np.int32)
-        example_ids[: len(mine)] = mine
-        return Batch(*self._data.padded(mine, rows // count, source_len, target_len), example_ids)
+    def build(self, plan: _Plan) -> Batch:
+        (rows, *lengths), indices_n, row_n = plan
+        (index, count), pack = self._host, self._batching.pack
+        rows //= count  # of this host
+        mine_n = row_n // rows == index
+        indices_n, row_n = indices_n[mine_n], row_n[mine_n] - index * rows
+        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side.
+        example_ids = np.full((rows, min(lengths)), -1, np.int32)
+        example_ids[row_n, _place(row_n)] = indices_n
+        tokens = self._data.padded(indices_n, row_n, (rows, *lengths), pack)
+        return Batch(*tokens, example_ids if pack else example_ids[:, 0].copy())
 
 
-def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape]) -> list[tuple[Shape, np.ndarray]]:
+def _pack(indices_N: np.ndarray, lengths_N2: np.ndarray, shape: Shape, rng: np.random.Generator) -> list[_Plan]:
+    """Batches of rows that hold as many pairs as fit, in a random order. Only the last may be short of rows."""
+    row_N = first_fit(lengths_N2, shape[1:])
+    row_N = rng.permutation(int(row_N.max(initial=-1)) + 1)[row_N]
+    order_N = np.argsort(row_N, kind="stable")
+    indices_N, row_N = indices_N[order_N], row_N[order_N]
+    batch_N = row_N // shape[0]
+    cuts = np.flatnonzero(np.diff(batch_N)) + 1
+    return [
+        _Plan(shape, indices_n, row_n % shape[0])
+        for indices_n, row_n in zip(np.split(indices_N, cuts), np.split(row_N, cuts))
+        if len(indices_n)
+    ]
+
+
+def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape]) -> list[_Plan]:
     """Greedily from the longest: a batch takes the shape that its longest example needs, and as many rows as that has.
 
     Only the last batch, of the shortest examples, may be short of rows.
@@ -230,7 +289,8 @@ def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape])
     plans, start = [], 0
     while start < len(order_N):
         shape = shapes[bucket_N[order_N[start]]]
-        plans.append((shape, indices_N[order_N[start : start + shape[0]]]))
+        indices_B = indices_N[order_N[start : start + shape[0]]]
+        plans.append(_Plan(shape, indices_B, np.arange(len(indices_B))))
         start += shape[0]
     return plans
 
