@@ -196,5 +196,5 @@ def test_a_model_of_many_languages_is_told_which(tmp_path):
     assert again.decoding == other.decoding
     with pytest.raises(zoo.UserError, match="no language 'xx'"):
         predictor.between("xx", "de")
-    with pytest.raises(zoo.UserError, match=">>de<<"):
+    with pytest.raises(zoo.UserError, match=">>fra<<"):
         case_of("marian").predictor.between("fr", "de")

@@ -107,21 +107,11 @@ M2M = {
     **{"activation": "relu", "norm": "pre", "positions": "fairseq", "output_bias": False, "max_len": 1024},
     **{"start_id": 2, "end_id": 2, "pad_id": 1},
 }
+TINY = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 2), ("heads", 4), ("d_ff", 64))}
 
 # The sizes of the published checkpoints.
 PRESETS = {
-    "tiny": MarianConfig(
-        32,
-        32,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_heads=4,
-        decoder_heads=4,
-        encoder_d_ff=64,
-        decoder_d_ff=64,
-        dropout=0.1,
-    ),
+    "tiny": MarianConfig(32, 32, d_model=32, **TINY),
     "opus-mt": MarianConfig(58_101, 58_101, **OPUS),
     "m2m100-418m": MarianConfig(128_112, 128_112, encoder_d_ff=4096, decoder_d_ff=4096, **M2M),
     "nllb-200-600m": MarianConfig(256_206, 256_206, encoder_d_ff=4096, decoder_d_ff=4096, **M2M),

@@ -15,7 +15,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ LANGUAGES = (  # M2M-100's codes, in the order of their ids after the vocabulary
 
 
 class PretrainedTokenizer:
-    """Base of all: subclasses define ``tokens`` and ``text``, and find the ids and names of tokens in ``self.ids``.
+    """Base of all: subclasses define ``prepare``, ``encode`` and ``text``.
 
     Attributes:
       kind: its name in the table above.
@@ -45,6 +45,8 @@ class PretrainedTokenizer:
       side: "source" or "target"; models may cut the two differently.
       vocab_size: the model's, which may have more entries than the tokenizer.
       end_id: where the text of an output ends.
+      settings: what tokenizer_config.json says.
+      ids: token -> id.
       language: of the texts, for a model that wants to be told; see ``with_language``.
     """
 
@@ -278,7 +280,7 @@ class MarianTokenizer(PieceTokenizer):
         return super().text(ids).replace("▁", " ").strip()
 
     def language_token(self, code: str) -> str:
-        raise UserError(f"a Marian model is told the target's language in the text, such as >>{code}<<: leave it out")
+        raise UserError(f"a Marian model finds the target's language in the text, such as >>fra<<: leave {code!r} out")
 
 
 class M2M100Tokenizer(PieceTokenizer):
@@ -305,6 +307,14 @@ class M2M100Tokenizer(PieceTokenizer):
     def encode(self, text: str) -> list[int]:
         return [self.language_id(self.language), *self.numbers(text), self.ids[self.special("eos_token", "</s>")]]
 
+    def text(self, ids: list[int]) -> str:
+        """Ids that the table does not have, which fill the model's vocabulary up, are unknown words as in the reference."""
+        runs = groupby(ids, key=lambda i: i in self.names)
+        unknown = self.special("unk_token", "<unk>")
+        return "".join(
+            super(M2M100Tokenizer, self).text(list(run)) if known else unknown * len(list(run)) for known, run in runs
+        )
+
     def language_token(self, code: str) -> str:
         return f"__{code}__"
 
@@ -323,8 +333,14 @@ def clean_up(text: str) -> str:
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The tokenizer files of a directory."""
-    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    """The tokenizer files of a directory. Raises UserError for one that should be text and is not."""
+    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    for name, content in files.items():
+        try:
+            content if name.endswith(BINARY) else content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{directory / name} is not UTF-8 ({error.reason}): fetch the model again") from error
+    return files
 
 
 def kind_of(files: dict[str, bytes], where: Path | str) -> str:

@@ -34,7 +34,7 @@ def fetch(name: str) -> Path:
             "pip install 'seq2seq-zoo[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns="*/*"))
     except Exception as error:  # the client raises whatever its own libraries do
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"there is no directory {name}, and the hub gave no model of that name ({reason}): check it") from error

@@ -110,9 +110,9 @@ def save(predictor: Predictor, directory: Path) -> None:
         (directory / file).write_bytes(content)
     write_json(directory / GENERATION, generation)
     described = describe(config, name, origin)
-    if "dtype" in described or "torch_dtype" in described:
-        key = "dtype" if "dtype" in described else "torch_dtype"
-        described[key] = str(jax.tree.leaves(predictor.params)[0].dtype)
+    dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(predictor.params)]
+    for key in {"dtype", "torch_dtype"} & set(described):
+        described[key] = described[key] if described[key] in dtypes else dtypes[0]
     write_json(directory / CONFIG, described)  # last: without it nothing is a model
 
 
