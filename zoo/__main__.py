@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import zoo
 from zoo.checkpoint.directory import load_average
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[train]'", file=sys.stderr)
+        extra = "hub" if error.name == "sentencepiece" else "train"
+        print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has left: that is not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--average", type=int, metavar="N", help="the mean of a run's last N checkpoints instead of its best one"
     )
+    command.add_argument("--format", choices=("zoo", "huggingface"), default="zoo", help="huggingface: what transformers loads")
     command.set_defaults(run=export)
     return top
 
@@ -67,7 +69,9 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(zoo.Decoding):
         kind = hints[field.name]
         how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
-        if get_args(kind):
+        if get_origin(kind) is tuple:
+            how = {"nargs": "*", "type": get_args(kind)[0]}
+        elif get_args(kind):
             how = {"choices": get_args(kind)}
         command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
 
@@ -91,7 +95,7 @@ def print_table(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
     predictor = zoo.load(options.directory)
     if options.stream:
         return print_pieces(predictor, options, chosen)
@@ -149,7 +153,8 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
-    zoo.save(load_average(options.directory, options.average) if average else zoo.load(options.directory), options.out)
+    predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
+    zoo.save(predictor, options.out, options.format)
     print(f"exported to {options.out}; use it with: python -m zoo predict {options.out} TEXT")
 
 

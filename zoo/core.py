@@ -22,6 +22,15 @@ Arrays carry their shape in their name. The legend, for all files:
 Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf counts positions and is shared by all rows.
 ``decode`` accepts W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied
 per beam. A search gives each row the leaves of the row that it continues, but what stands in ``AppendOnly`` never moves.
+
+Two kinds of model have one half only, and keep to the same page:
+
+    decoder-only   the source is the prompt. ``encode`` reads all of it but each row's last token into the memory, as keys and
+                   values (prefill: ragged, padded on either side, never copied per beam); ``config.first(source)`` is that last
+                   token, with which ``decode`` goes on at each row's own position. An empty prompt begins with ``start_id``,
+                   so that training on plain text is ``__call__`` with sources of no length.
+    encoder-only   ``encode`` gives the hidden states as its memory (``EncoderOnly``), of which ``logits`` is the head; there is
+                   nothing to decode.
 """
 
 from __future__ import annotations
@@ -105,14 +114,24 @@ class ModelConfig:
     Attributes:
       source_vocab_size: ids of the source vocabulary; 0 until the tokenizer is known.
       target_vocab_size: ids of the target vocabulary; 0 until the tokenizer is known.
+      start_id: what a decoder reads first.
+      end_id: what ends every target.
+      pad_id: what stands after the end. These three are fields of a variant whose pretrained models have their own.
     """
 
     source_vocab_size: int = 0
     target_vocab_size: int = 0
+    start_id: ClassVar[int] = BOS
+    end_id: ClassVar[int] = EOS
+    pad_id: ClassVar[int] = PAD
 
     def build(self) -> Seq2Seq:
         """The Linen module of this configuration."""
         raise NotImplementedError
+
+    def first(self, source: PyTree) -> int | jax.Array:
+        """What the decoder reads first: ``start_id``, or (B,) a token for each sentence (see decoder-only, above)."""
+        return self.start_id
 
     @property
     def wants_one_vocabulary(self) -> bool:
@@ -188,28 +207,63 @@ class Seq2Seq(nn.Module):
 
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
         """Teacher forcing: the logits of every target token given the tokens before it and the source."""
+        first = self.config.first(source)
         if target.segments is None:
             memory = self.encode(source, train=train, attention=attention)
-            return self.decode(shift_right(target.ids), memory, train=train, attention=attention)[0]
+            return self.decode(shift_right(target.ids, first), memory, train=train, attention=attention)[0]
         if not self.PACKS:
             raise UserError(f"batching.pack is on, but {type(self).__name__} reads one pair a row: turn it off")
         memory = self.encode(source, train=train, attention=attention)
-        tokens_BT, segments_BT = shift_right(target.ids, target.segments), target.segments
+        tokens_BT, segments_BT = shift_right(target.ids, first, target.segments), target.segments
         return self.decode(tokens_BT, memory, train=train, attention=attention, segments_BT=segments_BT)[0]
 
 
-def shift_right(ids_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-    """What a decoder reads when it is to predict ``ids_BT``: the start token, then all but the last; so for each segment.
+class EncoderOnly(Seq2Seq):
+    """Base of models without a decoder: ``encode(source)`` is an ``Encoded``, and ``logits`` the head's.
+
+    ``__call__(source, target)`` gives as ``Outputs.logits`` what the head says: (B, S, V) of each position, such as a masked
+    language model's, or (B, 1, C) of the whole source. The target is what a loss compares them with, and is not read.
+    """
+
+    def __call__(self, source: PyTree, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
+        memory = self.encode(source, train=train, attention=attention)
+        hidden = self.pool(memory)
+        return Outputs(self.logits(hidden), memory.attention, hidden)
+
+    def pool(self, memory: Encoded) -> jax.Array:
+        """What the head reads of the hidden states: (B, S, D) all of them, or (B, 1, D)."""
+        return memory.hidden_BSD
+
+
+class Encoded(NamedTuple):
+    """What an encoder alone makes of a source.
+
+    Attributes:
+      hidden_BSD: the last layer's hidden states.
+      mask_BS: bool, True where a token is real.
+      attention: on request, name -> weights (B, H, S, S).
+    """
+
+    hidden_BSD: jax.Array
+    mask_BS: jax.Array
+    attention: dict[str, jax.Array]
+
+
+def shift_right(ids_BT: jax.Array, first: int | jax.Array = BOS, segments_BT: jax.Array | None = None) -> jax.Array:
+    """What a decoder reads when it is to predict ``ids_BT``: the first token, () or (B,), then all but the last.
+
+    So for each segment, where there are several in a row.
 
     >>> shift_right(jnp.array([[7, 8, 2]])).tolist()
     [[1, 7, 8]]
-    >>> shift_right(jnp.array([[7, 2, 8, 2]]), jnp.array([[1, 1, 2, 2]])).tolist()
+    >>> shift_right(jnp.array([[7, 2, 8, 2]]), 1, jnp.array([[1, 1, 2, 2]])).tolist()
     [[1, 7, 1, 8]]
     """
     if not ids_BT.shape[1]:
         return ids_BT
-    shifted_BT = jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
-    return shifted_BT if segments_BT is None else jnp.where(starts(segments_BT), BOS, shifted_BT)
+    first_B1 = jnp.broadcast_to(jnp.asarray(first, ids_BT.dtype), ids_BT.shape[:1])[:, None]
+    shifted_BT = jnp.concatenate([first_B1, ids_BT[:, :-1]], axis=1)
+    return shifted_BT if segments_BT is None else jnp.where(starts(segments_BT), first_B1, shifted_BT)
 
 
 def starts(segments_BN: jax.Array) -> jax.Array:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 
 from zoo.core import UserError
-from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample
+from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample, bias
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}  # what leaves a distribution as it is
 
@@ -30,6 +30,7 @@ BOUNDS = {
     "max_len": (1, 2**20),
     "max_len_ratio": (0.0, 1e4),
     "max_source_len": (1, 2**20),
+    "first_id": (-1, 2**31 - 1),
 }
 
 
@@ -41,6 +42,7 @@ class Decoding:
       beams: hypotheses kept a sentence; 1 is greedy search.
       penalty: how beam search compares lengths and when it stops, by the system that does it so (``zoo.generate.penalty``).
       length_penalty: alpha of that penalty, where it has one.
+      early_stopping: what transformers calls so, for a penalty that can stop in several ways; by default the penalty decides.
       n_best: how many outputs of each text.
       sample: draw outputs instead of searching for the most probable; the next five fields shape the distribution.
       temperature: below 1 sharper than the model's, above 1 flatter.
@@ -56,11 +58,17 @@ class Decoding:
       max_len: most tokens of an output, the end token included.
       max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
       max_source_len: longer sources are cut to this many tokens.
+      first_id: the one token id that an output begins with, such as a language; -1 for any.
+      end_at_limit: whether the last token of an output that is as long as allowed must be the end token.
+      suppress: token ids that no output may hold.
+      suppress_first: token ids that no output may begin with.
+      anything: whether the start and padding tokens may be generated, as some systems let them.
     """
 
     beams: int = 1
     penalty: Literal["none", "average", "gnmt", "huggingface", "fairseq", "marian"] = "gnmt"
     length_penalty: float = 1.0
+    early_stopping: Literal["default", "no", "yes", "never"] = "default"
     n_best: int = 1
     sample: bool = False
     temperature: float = 1.0
@@ -76,6 +84,11 @@ class Decoding:
     max_len: int = 64
     max_len_ratio: float = 0.0
     max_source_len: int = 512
+    first_id: int = -1
+    end_at_limit: bool = False
+    suppress: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    anything: bool = False
 
     def search(self, keys: jax.Array | None) -> Greedy | Sample | Beam:
         """The search that these settings describe, with a PRNG key for each text should it sample.
@@ -107,8 +120,12 @@ class Decoding:
         if self.beams == 1:
             return Greedy()
         make = PENALTIES[self.penalty]
-        penalty = make() if self.penalty in ("none", "average") else make(self.length_penalty)
-        return Beam(self.beams, penalty, n_best=several)
+        alpha = () if self.penalty in ("none", "average") else (self.length_penalty,)
+        if self.early_stopping != "default" and self.penalty in ("fairseq", "marian"):
+            raise UserError(f"early_stopping is {self.early_stopping!r} but {self.penalty!r} has its own end: leave it out")
+        stop = {"default": {}, "no": {"early_stopping": False}, "yes": {"early_stopping": True}}
+        stop["never"] = {"early_stopping": "never"}
+        return Beam(self.beams, make(*alpha, **stop[self.early_stopping]), n_best=several)
 
     def check(self) -> None:
         """Raises UserError for the first field whose value no search can be given."""
@@ -121,15 +138,26 @@ class Decoding:
                     raise UserError(f"{name} is {value!r}: it must be {low} to {high}{', a whole number' * (hint is int)}")
             elif hint is bool and not isinstance(value, bool):
                 raise UserError(f"{name} is {value!r}: it must be True or False")
+            elif get_origin(hint) is tuple:
+                if not isinstance(value, tuple) or not all(type(token) is int for token in value):
+                    raise UserError(f"{name} is {value!r}: it must be token ids, whole numbers")
             elif get_args(hint) and value not in get_args(hint):
                 raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hint))}")
 
-    @property
-    def rules(self) -> Rules:
-        """What may be generated."""
+    def rules(self, vocab_size: int) -> Rules:
+        """What may be generated of a vocabulary.
+
+        Raises:
+          UserError: an id to suppress that is outside of it.
+        """
         return Rules(
             min_len=self.min_len,
             limit_ratio=self.max_len_ratio or None,
             repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
             ngram=self.no_repeat_ngram or None,
+            first_id=self.first_id,
+            end_at_limit=self.end_at_limit,
+            bias=bias(vocab_size, self.suppress) if self.suppress else None,
+            first_bias=bias(vocab_size, self.suppress_first) if self.suppress_first else None,
+            anything=self.anything,
         )

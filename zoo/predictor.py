@@ -15,6 +15,7 @@ from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
 from zoo.generate.facade import bucket, room
+from zoo.pretrained_text import PretrainedTokenizer
 from zoo.text import Tokenizer
 
 ROWS = 64  # sentences decoded together at most
@@ -52,15 +53,17 @@ class Predictor:
       decoding: the defaults of ``predict``.
       place: puts a batch of sources on devices; the identity leaves that to JAX.
       multiple_of: the rows of each batch are a multiple of this, so that devices can share them.
+      origin: what the files of a pretrained model say beside all this, for writing it again; None for our own models.
     """
 
     model: Seq2Seq
     params: PyTree
-    source_tokenizer: Tokenizer
-    target_tokenizer: Tokenizer
+    source_tokenizer: Tokenizer | PretrainedTokenizer
+    target_tokenizer: Tokenizer | PretrainedTokenizer
     decoding: Decoding = Decoding()
     place: Callable[[Tokens], Any] = lambda source: source
     multiple_of: int = 1
+    origin: dict[str, Any] | None = None
 
     def __post_init__(self):
         for side in ("source", "target"):
@@ -103,12 +106,30 @@ class Predictor:
                 self.place(batch),
                 max_len=decoding.max_len,
                 search=decoding.search(keys[np.resize(rows, len(batch.ids))]),
-                rules=decoding.rules,
+                rules=decoding.rules(self.model.config.target_vocab_size),
                 attention=attention,
             )
             for row, prediction in zip(rows, self.read(found, [sources[row] for row in rows], decoding.risk), strict=True):
                 results[row] = prediction
         return results
+
+    def between(self, source: str, target: str) -> Predictor:
+        """The predictor that translates from one language to another, for models of many that are told so by a token.
+
+        Args:
+          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB.
+
+        Raises:
+          UserError: the model has no such language, or is not told languages.
+        """
+        if not isinstance(self.source_tokenizer, PretrainedTokenizer):
+            raise UserError("this model is not told languages: predict with it as it is")
+        tokenizers = {
+            "source_tokenizer": self.source_tokenizer.with_language(source),
+            "target_tokenizer": self.target_tokenizer.with_language(target),
+        }
+        first = dataclasses.replace(self.decoding, first_id=self.target_tokenizer.language_id(target))
+        return dataclasses.replace(self, decoding=first, **tokenizers)
 
     def settings(self, options: dict[str, Any]) -> Decoding:
         """The defaults with these options changed.
@@ -165,7 +186,7 @@ class Predictor:
             pad_tokens([ids]),
             max_len=decoding.max_len,
             search=decoding.search(key[None]),
-            rules=decoding.rules,
+            rules=decoding.rules(self.model.config.target_vocab_size),
         )
         return self.pieces(int(step.token[0]) for step in steps)
 

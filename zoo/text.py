@@ -135,7 +135,7 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One printable label a token, for the axes of a plot: a space is "␣", a line feed "\\n"."""
-        return [_printable(self._backend.id_to_token(i)) for i in self._in_range(ids)]
+        return [printable(self._backend.id_to_token(i)) for i in self._in_range(ids)]
 
     def _in_range(self, ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in ids]
@@ -298,5 +298,5 @@ def without_surrogates(text: str) -> str:
     return SURROGATE.sub("\ufffd", text)
 
 
-def _printable(token: str) -> str:
+def printable(token: str) -> str:
     return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)

@@ -121,15 +121,17 @@ def from_fields(cls: type, fields: Any, where: str) -> Any:
             raise UserError(f"{where} has the field {name!r}, which {cls.__name__} lacks{nearest(name, names)}")
         if not fits(value, hints[name]):
             raise UserError(f"the field {name!r} in {where} is {value!r}, which does not fit {hints[name]}")
-    return cls(**fields)
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the type: int, float, bool, str or a Literal of strings.
+    """Whether a JSON value is of the type: int, float, bool, str, a Literal of strings or a tuple of one type.
 
     >>> fits(3, int), fits(True, int), fits(3, float), fits("a", int)
     (True, False, True, False)
     """
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) is not None:
         return value in get_args(hint)
     if isinstance(value, bool) or hint is bool:

@@ -11,6 +11,9 @@ doubt. The mathematics runs in float64 on float32 parameters; the files are floa
 The files generate_*.npz hold what the beam searches of other systems return, by their own code: transformers (which must be
 installed), fairseq (its unpacked wheel or sdist, the directory in the environment variable FAIRSEQ), Marian (the compiled
 module of pymarian must be importable). A system that is not there is skipped.
+
+A name of a case in families/, such as "marian", makes the directory of a tiny pretrained model by transformers; without
+names all are made where it is installed.
 """
 
 from __future__ import annotations
@@ -847,6 +850,15 @@ def main(directory: Path, names: list[str]) -> None:
         if arrays is not None:
             np.savez_compressed(directory / f"{name}.npz", **{key: to_numpy(value) for key, value in arrays.items()})
             print(f"{name}.npz  {(directory / f'{name}.npz').stat().st_size:,} bytes")
+    if importlib.util.find_spec("transformers") is None:
+        return skipped("transformers is not installed, which the families need")
+    torch.set_default_dtype(torch.float32)
+    for path in sorted((Path(__file__).parent / "families").glob("[!_]*.py")):
+        for name, make in getattr(importlib.import_module(f"families.{path.stem}"), "CASES", {}).items():
+            if not names or name in names:
+                torch.manual_seed(0)
+                (directory / name).mkdir(exist_ok=True)
+                make(directory / name)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
-"""Models in directories: what training wrote, and what ``python -m zoo export`` writes.
+"""Models in directories: what training wrote, what ``python -m zoo export`` writes, and Hugging Face's own.
 
 An exported directory holds ``config.json`` (variant, fields, decoding), ``model.safetensors`` (one tensor a parameter, named by
-its path) and ``source.json`` and ``target.json`` (standard tokenizer files). Nothing in them is ever executed.
+its path; several files and an index beyond 5 GB) and ``source.json`` and ``target.json`` (standard tokenizer files, or what a
+pretrained model brought). Nothing in them is ever executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from zoo import pretrained_text
+from zoo.checkpoint import hub, huggingface, tensors
+from zoo.checkpoint.placing import placer, sharding
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
 from zoo.decoding import Decoding
 from zoo.predictor import Predictor
-from zoo.text import Tokenizer
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
-CONFIG, WEIGHTS, TOKENIZERS = "config.json", "model.safetensors", ("source.json", "target.json")
+CONFIG, TOKENIZERS = "config.json", ("source.json", "target.json")
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
@@ -29,11 +37,12 @@ def describe(predictor: Predictor) -> dict[str, Any]:
         "decoding": dataclasses.asdict(predictor.decoding),
         "source_tokenizer": predictor.source_tokenizer.to_json(),
         "target_tokenizer": predictor.target_tokenizer.to_json(),
+        **({} if predictor.origin is None else {"origin": predictor.origin}),
     }
 
 
 def predictor_from(description: Any, where: str, read_params) -> Predictor:
-    """The inverse: ``read_params`` gets the abstract parameters and returns the real ones.
+    """The inverse: ``read_params`` gets the model and its abstract parameters and returns the real ones.
 
     Raises:
       UserError: the description is not one, or its parts do not fit each other.
@@ -43,58 +52,97 @@ def predictor_from(description: Any, where: str, read_params) -> Predictor:
         raise UserError(f"{where} does not describe a model of this zoo: it needs {', '.join(sorted(wanted))}")
     config = config_from_json(description["model"], where)
     tokenizers = [
-        Tokenizer.from_json(description[f"{side}_tokenizer"], f"{where}/{side}.json") for side in ("source", "target")
+        pretrained_text.from_json(description[f"{side}_tokenizer"], f"{where}/{side}.json") for side in ("source", "target")
     ]
     decoding = from_fields(Decoding, description["decoding"], where)
-    return Predictor(config.build(), read_params(abstract_params(config)), *tokenizers, decoding)
+    origin = description.get("origin")
+    if origin is not None and (not isinstance(origin, dict) or set(origin) != huggingface.ORIGIN):
+        raise UserError(f"{where} has an origin that is none: save the model again")
+    model = config.build()
+    return Predictor(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
 
 
-def save(predictor: Predictor, directory: str | Path) -> None:
-    """Write a directory that ``load`` reads with safetensors alone, without Orbax.
+def save(predictor: Predictor, directory: str | Path, format: Literal["zoo", "huggingface"] = "zoo") -> None:
+    """Write a directory that ``load`` reads, without Orbax.
+
+    Args:
+      predictor: what ``load`` gave, or your own.
+      directory: one that does not exist yet.
+      format: "zoo" for any model; "huggingface" for the architectures that this zoo reads from there: transformers and
+        its like load it, and a model that came from there has its tensors under the same names.
 
     Raises:
-      UserError: the directory exists and is not empty, or cannot be written.
+      UserError: the directory exists and is not empty, or cannot be written, or the model has no counterpart there.
     """
-    from safetensors.flax import save_file
-
+    if format not in ("zoo", "huggingface"):
+        raise UserError(f"format is {format!r}: choose zoo or huggingface")
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not an empty directory: name a new one, nothing is overwritten")
-    description = describe(predictor)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
-            (directory / name).write_text(
-                json.dumps(description.pop(f"{side}_tokenizer"), ensure_ascii=False), encoding="utf-8"
-            )
-        save_file(flatten_params(predictor.params), directory / WEIGHTS)
-        (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (huggingface.save if format == "huggingface" else save_exported)(predictor, directory)
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written ({error.strerror or error}): free some space or name another"
         ) from error
 
 
-def load(directory: str | Path) -> Predictor:
-    """Load a model: an exported directory, a training run's (its best checkpoint), or one checkpoint of a run.
+def save_exported(predictor: Predictor, directory: Path) -> None:
+    """Write the format of this zoo."""
+    description = describe(predictor)
+    for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
+        (directory / name).write_text(json.dumps(description.pop(f"{side}_tokenizer"), ensure_ascii=False), encoding="utf-8")
+    params = flatten_params(predictor.params)
+    shapes = {name: tensors.Shape(np.dtype(x.dtype), x.shape) for name, x in params.items()}
+    tensors.write(directory, shapes, lambda name: np.asarray(params[name]))
+    (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
+    """Load a model: an exported directory, a training run's (its best checkpoint), one checkpoint of a run, a Hugging Face
+    directory, or the name of a model on the hub ("organisation/model"), for which a directory of that name goes first.
+
+    Args:
+      directory: of one of these kinds.
+      dtype: what the parameters become, such as ``jnp.bfloat16``; None keeps each as it is saved.
+      mesh: devices that share the parameters by the model's ``SHARDING``; a process reads its own part alone. None puts
+        them on the first device.
 
     Raises:
       UserError: the directory is none of these, is damaged, or holds another model than it says.
     """
-    directory = Path(directory)
+    path = Path(directory)
+    if not path.exists() and hub.is_name(str(directory)):
+        path = hub.fetch(str(directory))
+    return load_directory(path, dtype, mesh)
+
+
+def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> Predictor:
     if not directory.exists():
-        raise UserError(f"there is no directory {directory}: give the --workdir of a training run or an exported model")
-    if (directory / WEIGHTS).is_file() and (directory / CONFIG).is_file():
-        return load_exported(directory)
+        raise UserError(
+            f"there is no directory {directory}: give the --workdir of a training run, an exported model, a Hugging Face "
+            "directory or a hub name"
+        )
+    if huggingface.is_huggingface(directory):
+        return huggingface.load(directory, dtype, mesh)
+    if (directory / CONFIG).is_file():
+        return load_exported(directory, dtype, mesh)
     from zoo.checkpoint import orbax
 
     step = orbax.find_step(directory)
     if step is None:
         raise UserError(
-            f"{directory} holds no model: {CONFIG} with {WEIGHTS} (an export) or {orbax.CHECKPOINTS} (a training run that has "
-            "reached its first evaluation) were looked for"
+            f"{directory} holds no model: {CONFIG} (an export or a Hugging Face directory) or {orbax.CHECKPOINTS} (a training "
+            "run that has reached its first evaluation) were looked for"
         )
-    return predictor_from(orbax.read_json(step, "model"), str(step), lambda template: orbax.read_params(step, template))
+
+    def read(model, template):
+        place = {path: sharding(path, x.shape, model.SHARDING, mesh) for path, x in flatten_params(template).items()}
+        params = orbax.read_params(step, template, unflatten_params(place))
+        return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return predictor_from(orbax.read_json(step, "model"), str(step), read)
 
 
 def load_average(directory: str | Path, count: int) -> Predictor:
@@ -107,16 +155,20 @@ def load_average(directory: str | Path, count: int) -> Predictor:
 
     found = orbax.last_steps(Path(directory), count)
     return predictor_from(
-        orbax.read_json(found[0], "model"), str(found[0]), lambda template: orbax.average_params(found, template)
+        orbax.read_json(found[0], "model"), str(found[0]), lambda model, template: orbax.average_params(found, template)
     )
 
 
-def load_exported(directory: Path) -> Predictor:
+def load_exported(directory: Path, dtype: Any, mesh: Mesh | None) -> Predictor:
     description = read_json(directory / CONFIG)
     if isinstance(description, dict):
         for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
             description[f"{side}_tokenizer"] = read_json(directory / name)
-    return predictor_from(description, str(directory), lambda template: read_weights(directory / WEIGHTS, template))
+
+    def read(model, template):
+        return read_weights(directory, template, placer(model.SHARDING, dtype, mesh))
+
+    return predictor_from(description, str(directory), read)
 
 
 def read_json(path: Path) -> Any:
@@ -128,22 +180,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not readable JSON ({error}): export the model again") from error
 
 
-def read_weights(path: Path, template: PyTree) -> PyTree:
-    """Exactly the tensors of the template, with their shapes and dtypes; the header is checked before any is read."""
-    from safetensors import SafetensorError, safe_open
-
-    wanted = flatten_params(template)
-    try:
-        with safe_open(path, framework="flax") as file:
-            names = set(file.keys())
-            check_names(names, set(wanted), path)
-            for name, leaf in wanted.items():
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != leaf.shape:
-                    raise UserError(f"{name} in {path} has the shape {shape}, but the model wants {leaf.shape}")
-            return unflatten_params({name: file.get_tensor(name) for name in wanted})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): export the model again") from error
+def read_weights(directory: Path, template: PyTree, put: Callable[..., Any]) -> PyTree:
+    """Exactly the tensors of the template, with their shapes; the headers are checked before any is read."""
+    found, wanted = tensors.Tensors.open(directory), flatten_params(template)
+    check_names(set(found), set(wanted), directory)
+    for name, leaf in wanted.items():
+        if found.entries[name].shape != leaf.shape:
+            raise UserError(
+                f"{name} in {directory} has the shape {found.entries[name].shape}, but the model wants {leaf.shape}"
+            )
+    return unflatten_params({name: put(name, found[name], leaf) for name, leaf in wanted.items()})
 
 
 def check_names(found: set[str], wanted: set[str], path: Path | str) -> None:

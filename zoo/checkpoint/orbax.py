@@ -108,9 +108,10 @@ def read_json(step: Path, item: str) -> Any:
         raise UserError(f"the checkpoint {step} is damaged: its {item} is not readable ({first_line(error)})") from error
 
 
-def read_params(step: Path, template: PyTree) -> PyTree:
-    """The parameters of a checkpoint, their moving average where it has one, as arrays on the default device."""
-    return read_tree(step / ("ema" if (step / "ema").is_dir() else "params"), on_one_device(template))
+def read_params(step: Path, template: PyTree, place: PyTree) -> PyTree:
+    """The parameters of a checkpoint, their moving average where it has one, each in its ``place``."""
+    abstract = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), template, place)
+    return read_tree(step / ("ema" if (step / "ema").is_dir() else "params"), abstract)
 
 
 def on_one_device(template: PyTree) -> PyTree:

@@ -2,13 +2,18 @@
 
 A rule is ``(our path regex, their name, layout)``; the first whose regex matches the whole path wins. A path that no rule
 takes, a tensor that no path wants and a shape that does not fit are errors that name both sides.
+
+A table may also say what else a file of the reference holds: ``Copy``, ``Constant`` and ``Renamed``. Each of them is checked
+when it is read, and written again under the name that it had.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +47,42 @@ class Rule(NamedTuple):
     theirs: str | tuple[str, ...]
     layout: Layout = SAME
     part: tuple[int, int] = (0, 1)
+
+
+class Copy(NamedTuple):
+    """A tensor of theirs that repeats another one: the same bytes, or it is an error. It may be missing, or be the only one.
+
+    Attributes:
+      theirs: regex that matches a whole name.
+      of: the name that it repeats, with the groups of the regex.
+    """
+
+    theirs: str
+    of: str
+
+
+class Constant(NamedTuple):
+    """A tensor of theirs that is no parameter: a buffer, such as positions, that follows from its shape. It may be missing.
+
+    Attributes:
+      theirs: regex that matches a whole name.
+      value: shape -> array; what a file holds must agree within half precision.
+    """
+
+    theirs: str
+    value: Callable[[tuple[int, ...]], np.ndarray]
+
+
+class Renamed(NamedTuple):
+    """A name that older files of theirs use for one in the table, which is what the other rules know.
+
+    Attributes:
+      old: regex that matches a whole name.
+      new: the name in the table, with the groups of the regex.
+    """
+
+    old: str
+    new: str
 
 
 def linear(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -78,62 +119,147 @@ def cell(ours: str, theirs: str, suffix: str) -> tuple[Rule, ...]:
     )
 
 
-def find(path: str, rules: Iterable[Rule]) -> tuple[Rule, tuple[str, ...]]:
+def find(path: str, rules: Iterable) -> tuple[Rule, tuple[str, ...]]:
     """The first rule that matches the path, and their names for it."""
     for rule in rules:
-        match = re.fullmatch(rule.ours, path)
-        if match:
+        if isinstance(rule, Rule) and (match := re.fullmatch(rule.ours, path)):
             theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
             return rule, tuple(match.expand(name) for name in theirs)
     raise UserError(f"no conversion rule takes the parameter {path!r}: add one to the variant's RULES")
 
 
-def to_reference(params: PyTree, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+def expand(name: str, rules: Iterable, kind: type) -> str | None:
+    """What the first ``Copy`` or ``Renamed`` that matches makes of a name of theirs."""
+    matches = ((re.fullmatch(rule[0], name), rule[1]) for rule in rules if isinstance(rule, kind))
+    return next((match.expand(new) for match, new in matches if match), None)
+
+
+def constant(name: str, rules: Iterable) -> Constant | None:
+    """The ``Constant`` that a name of theirs is."""
+    return next((rule for rule in rules if isinstance(rule, Constant) and re.fullmatch(rule.theirs, name)), None)
+
+
+def to_reference(params: PyTree, rules: Iterable) -> dict[str, np.ndarray]:
     """Our parameters under the reference's names and layout."""
-    blocks: dict[str, dict[int, np.ndarray]] = {}
+    return {name: make() for name, make in makers(params, rules).items()}
+
+
+def makers(params: PyTree, rules: Iterable, like: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Callable]:
+    """The reference's tensors, each as a function that makes it.
+
+    Args:
+      params: our parameters.
+      rules: the variant's table.
+      like: name -> shape of the file that they came from; its copies, constants and names come back. None for the table's own.
+
+    Raises:
+      UserError: that file holds a tensor that nothing makes.
+    """
+    blocks: dict[str, dict[int, tuple]] = {}
     for path, leaf in flatten_params(params).items():
         rule, names = find(path, rules)
-        for name, array in zip(names, rule.layout.out(np.asarray(leaf)), strict=True):
-            blocks.setdefault(name, {})[rule.part[0]] = array
-    return {name: np.ascontiguousarray(np.concatenate([b[i] for i in sorted(b)])) for name, b in blocks.items()}
+        for i, name in enumerate(names):
+            blocks.setdefault(name, {})[rule.part[0]] = rule.layout, leaf, i
+
+    def make(parts):
+        arrays = [parts[number][0].out(np.asarray(parts[number][1]))[parts[number][2]] for number in sorted(parts)]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    made = {name: functools.partial(make, parts) for name, parts in blocks.items()}
+    if like is None:
+        return made
+    result = {}
+    for name, shape in like.items():
+        known = expand(name, rules, Renamed) or name
+        rule = constant(known, rules)
+        found = made.get(known) or made.get(expand(known, rules, Copy))
+        if found is None and rule is None:
+            raise UserError(f"the tensor {name} of the original checkpoint has no rule any more: export without its names")
+        result[name] = found or functools.partial(rule.value, tuple(shape))
+    return result
 
 
-def from_reference(tensors: Mapping[str, np.ndarray], rules: Iterable[Rule], template: PyTree) -> PyTree:
+def from_reference(
+    tensors: Mapping[str, np.ndarray],
+    rules: Iterable,
+    template: PyTree,
+    put: Callable[[str, np.ndarray, Any], Any] = lambda path, array, leaf: array,
+) -> PyTree:
     """The reference's tensors as our parameters.
 
     Args:
-      tensors: name -> array.
+      tensors: name -> array; each is asked for when it is its turn, the largest first.
       rules: the variant's table.
       template: our parameter tree with anything that has a shape as leaves (``jax.eval_shape`` of an init).
+      put: what becomes of each array, given our path and the template's leaf.
 
     Returns:
       A tree like the template, with the tensors' dtypes.
 
     Raises:
-      UserError: a tensor is missing, left over, or of another shape.
+      UserError: a tensor is missing, left over, of another shape, or not what a ``Copy`` or ``Constant`` says.
     """
-    flat, used, missing = {}, set(), []
-    for path, leaf in flatten_params(template).items():
-        rule, names = find(path, rules)
-        used.update(names)
-        missing += [name for name in names if name not in tensors]
-        if missing:
-            continue
-        array = rule.layout.back(*(block(tensors[name], *rule.part) for name in names))
+    wanted = flatten_params(template)
+    found = {path: find(path, rules) for path in wanted}
+    where = places(list(tensors), {name for _, names in found.values() for name in names}, rules)
+    flat = {}
+    for path, leaf in sorted(wanted.items(), key=lambda item: -math.prod(item[1].shape)):
+        rule, names = found[path]
+        array = rule.layout.back(*(block(tensors[where[name]], *rule.part) for name in names))
         if array.shape != tuple(leaf.shape):
             theirs = " + ".join(names)
             raise UserError(f"{theirs} gives {path} the shape {array.shape}, but this model wants {tuple(leaf.shape)}")
-        flat[path] = array
-    extra = sorted(set(tensors) - used)
+        flat[path] = put(path, array, leaf)
+        del array  # what it was read from, before the next
+    for name in tensors:
+        check_extra(name, tensors, where, rules)
+    return unflatten_params({path: flat[path] for path in wanted})
+
+
+def places(names: list[str], wanted: set[str], rules: Iterable) -> dict[str, str]:
+    """Where each wanted tensor stands: their name in the table -> the name in the file.
+
+    Raises:
+      UserError: one is missing, or one is left over that is neither a ``Copy`` nor a ``Constant``.
+    """
+    known = {expand(name, rules, Renamed) or name: name for name in names}
+    if len(known) != len(names):
+        twice = next(name for name in names if name not in known.values())
+        raise UserError(f"the checkpoint holds {twice} a second time under another name: remove one of them")
+    copies = {expand(name, rules, Copy): name for name in known if name not in wanted and expand(name, rules, Copy)}
+    where = {name: known.get(name) or known.get(copies.get(name, "")) for name in wanted}
+    missing = sorted(name for name, place in where.items() if place is None)
+    extra = sorted(n for n in known if n not in wanted and expand(n, rules, Copy) not in wanted and not constant(n, rules))
     if missing or extra:
         raise UserError(f"the checkpoint is of another model: missing {some(missing)}; not taken {some(extra)}")
-    return unflatten_params(flat)
+    return where
+
+
+def check_extra(name: str, tensors: Mapping[str, np.ndarray], where: dict[str, str], rules: Iterable) -> None:
+    """Raises UserError if a copy differs from its original, or a constant from its value."""
+    known = expand(name, rules, Renamed) or name
+    if name in where.values():
+        return
+    if original := expand(known, rules, Copy):
+        first, second = tensors[where[original]], tensors[name]
+        if first.dtype != second.dtype or first.shape != second.shape or not same_bytes(first, second):
+            raise UserError(f"{name} differs from {where[original]}, which this model ties: it is a model of another kind")
+        return
+    array, value = tensors[name], constant(known, rules).value(tensors[name].shape)
+    if array.shape != value.shape or not np.allclose(array.astype(np.float64), value.astype(np.float64), atol=1e-2):
+        raise UserError(f"{name} is not what this model computes in its place: it is a model of another kind")
+
+
+def same_bytes(first: np.ndarray, second: np.ndarray, piece: int = 1 << 24) -> bool:
+    """Whether two arrays of one shape and dtype are equal to the bit, read a piece at a time."""
+    first, second = (x.reshape(-1).view(np.uint8) for x in (first, second))
+    return all(np.array_equal(first[i : i + piece], second[i : i + piece]) for i in range(0, first.size, piece))
 
 
 def block(tensor: np.ndarray, i: int, n: int) -> np.ndarray:
     """The i-th of n equal blocks along axis 0."""
     size = tensor.shape[0] // n
-    return np.asarray(tensor)[i * size : (i + 1) * size]
+    return tensor[i * size : (i + 1) * size]
 
 
 def some(names: list[str], most: int = 5) -> str:

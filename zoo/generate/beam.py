@@ -126,6 +126,7 @@ class Beam:
         self.check()
         if self.coverage is not None and self.source_mask is None:
             raise core.UserError("coverage needs source_mask, the (B, S) bool mask of the source's real positions")
+        rules = rules.of(core.ModelConfig())
         rules = rules._replace(end_at_limit=rules.end_at_limit | (self.penalty.stop == penalties.FIRST))
         start = self.begin(cache, batch, max_len, rules)
         limit_B = rules.limits(batch, max_len)
@@ -139,7 +140,7 @@ class Beam:
             found = first
         weights = {}
         if attention:
-            weights = result.cross_attention(decode, memory, first.ids_BNT, first.length_BN, rules.start_id)
+            weights = result.cross_attention(decode, memory, first.ids_BNT, first.length_BN, rules.first(batch))
         return result.Generated(found.ids_BNT, found.log_probs_BNT, found.score_BN, found.length_BN, end.step, weights)
 
     def begin(self, cache: core.PyTree, batch: int, max_len: int, rules: Rules) -> _State:
@@ -150,7 +151,7 @@ class Beam:
             step=jnp.int32(0),
             live=blank(jnp.ones((G,), bool), W, max_len, rules.pad_id),
             bank=blank(limit_G == 0, W, max_len, rules.pad_id),
-            last_GW=jnp.full((G, W), rules.start_id, jnp.int32),
+            last_GW=rules.first(G * W).reshape(G, W),
             open_G=jnp.full((G,), W, jnp.int32),
             done_G=limit_G == 0,
             coverage_GWS=None if self.coverage is None else jnp.zeros((G, W, self.source_mask.shape[1])),

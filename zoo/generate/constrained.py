@@ -158,6 +158,7 @@ class ConstrainedBeam:
           UserError: ``max_len`` or ``beams`` is below 1, ``n_best`` not within 1 ... ``beams``, or ``phrases`` misshapen.
         """
         self.check(batch)
+        rules = rules.of(core.ModelConfig())
         wanted = study(jnp.broadcast_to(jnp.asarray(self.phrases, jnp.int32), (batch, *np.shape(self.phrases)[-2:])))
         limit_B = rules.limits(batch, max_len)
         end = lax.while_loop(
@@ -169,7 +170,7 @@ class ConstrainedBeam:
         found = first if self.n_best is None else end.bank
         weights = {}
         if attention:
-            weights = result.cross_attention(decode, memory, first.ids_BNT, first.length_BN, rules.start_id)
+            weights = result.cross_attention(decode, memory, first.ids_BNT, first.length_BN, rules.first(batch))
         return result.Generated(found.ids_BNT, found.log_probs_BNT, found.score_BN, found.length_BN, end.step, weights)
 
     def begin(self, cache: core.PyTree, max_len: int, wanted: Phrases, rules: Rules, limit_B: jax.Array) -> _State:
@@ -180,7 +181,7 @@ class ConstrainedBeam:
             step=jnp.int32(0),
             live=blank(jnp.ones((B,), bool), W, max_len, rules.pad_id),
             bank=blank((limit_B == 0) & jnp.all(progress.met_BNP[:, 0], axis=1), self.keep, max_len, rules.pad_id),
-            last_BW=jnp.full((B, W), rules.start_id, jnp.int32),
+            last_BW=rules.first(B * W).reshape(B, W),
             progress=progress,
             done_B=limit_B == 0,
             cache=cache,
@@ -270,6 +271,7 @@ def phrases(sentences: Sequence[Sequence[Sequence[int]]], rules: Rules = Rules()
     Raises:
       UserError: an empty phrase, more than 10 of one sentence, a negative id, or the id of a start, end or padding token.
     """
+    rules = rules.of(core.ModelConfig())
     reserved = {int(x) for x in (rules.start_id, rules.end_id, rules.pad_id)}
     for row, sentence in enumerate(sentences):
         if len(sentence) > MOST:

@@ -54,6 +54,7 @@ def generate(
       UserError: ``max_len`` is below 1, or a value of the search or of the rules cannot be meant.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, source, search, rules))):
+        rules = rules.of(config_of(model), source)
         return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
     fit = fitted((model,), source, max_len, rules)
     search = search.canonical(fit.batch, fit.rows)
@@ -117,15 +118,21 @@ def fitted(models: Sequence[core.Seq2Seq], source: core.PyTree, max_len: int, ru
     batch, movable = batch_of(source), _movable(source)
     rows = bucket(batch, 1) if movable else batch
     length = room(max_len + beyond, models, bucket(max_len, SHORTEST) + beyond) - beyond
+    rules = rules.of(config_of(models[0]), source)
     rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len))
     padded = pad_source(source, rows, models) if movable else source
     return Fit(padded, batch, rows, length, rules.canonical(batch, rows))
 
 
+def config_of(model: core.Seq2Seq) -> core.ModelConfig:
+    """A model's configuration; the base class's values for a model that keeps none."""
+    return getattr(model, "config", core.ModelConfig())
+
+
 def room(length: int, models: Sequence[core.Seq2Seq], wanted: int | None = None) -> int:
     """The bucket of a length; the positions that a model has learned, where they hold the length and not its bucket."""
     members = [member for model in models for member in getattr(model, "models", (model,))]
-    learned = [most for m in members if (most := getattr(getattr(m, "config", None), "max_len", None)) and most >= length]
+    learned = [most for m in members if (most := getattr(config_of(m), "max_len", None)) and most >= length]
     return min([bucket(length, SHORTEST) if wanted is None else wanted, *learned])
 
 

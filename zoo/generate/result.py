@@ -43,15 +43,13 @@ class Generated(NamedTuple):
 
 
 def cross_attention(
-    decode: DecodeFn, memory: core.PyTree, ids_BT: jax.Array, length_B: jax.Array, start_id: jax.Array | int
+    decode: DecodeFn, memory: core.PyTree, ids_BT: jax.Array, length_B: jax.Array, first_B: jax.Array
 ) -> dict[str, jax.Array]:
     """The weights with which each token of a finished hypothesis looked at the source: name -> (B, H, T, S).
 
     Read off one teacher-forced pass over the result, so that no search has to carry weights through its loop and its beams.
     """
-    read_BT = jnp.pad(ids_BT[:, :-1], ((0, 0), (1, 0)))
-    read_BT = jnp.where(jnp.arange(ids_BT.shape[1])[None] == 0, start_id, read_BT)
-    outputs, _ = decode(read_BT, memory, None, attention=True)
+    outputs, _ = decode(core.shift_right(ids_BT, first_B), memory, None, attention=True)
     real_BT = jnp.arange(ids_BT.shape[1])[None] < length_B[:, None]
     return {
         name: jnp.where(real_BT[:, None, :, None], weights_BHTS, 0)

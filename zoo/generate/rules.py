@@ -25,7 +25,8 @@ class Rules(NamedTuple):
     """What every search keeps to. A field of shape (B,) may be () for all rows; lengths count the end token.
 
     Attributes:
-      start_id: () int, what the decoder reads first; never generated, unless it ends sequences as well.
+      start_id: () int, what the decoder reads first; never generated, unless it ends sequences as well. Or (B,) int, the
+        last tokens of the prompts that a decoder continues. None for the model's own, as are the next two.
       end_id: () int, what ends a sequence.
       pad_id: () int, what stands after the end; never generated, unless it ends sequences as well.
       min_len: (B,) int, the fewest tokens of a row; the limit goes first.
@@ -42,11 +43,12 @@ class Rules(NamedTuple):
       ngram: () int, no n-gram of this size stands twice in a sequence (Paulus et al. 2018, arXiv:1705.04304, section 2.5).
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
+      anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
     """
 
-    start_id: jax.Array | int = core.BOS
-    end_id: jax.Array | int = core.EOS
-    pad_id: jax.Array | int = core.PAD
+    start_id: jax.Array | int | None = None
+    end_id: jax.Array | int | None = None
+    pad_id: jax.Array | int | None = None
     min_len: jax.Array | int = 0
     limit: jax.Array | int | None = None
     min_ratio: jax.Array | float | None = None
@@ -59,6 +61,20 @@ class Rules(NamedTuple):
     repetition: jax.Array | float | None = None
     ngram: jax.Array | int | None = None
     stop: jax.Array | None = None
+    anything: jax.Array | bool = False
+
+    def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
+        """The rules with the ids that are not given taken from a model's configuration, and its first tokens of a source."""
+        return self._replace(
+            start_id=config.first(source) if self.start_id is None else self.start_id,
+            end_id=config.end_id if self.end_id is None else self.end_id,
+            pad_id=config.pad_id if self.pad_id is None else self.pad_id,
+        )
+
+    def first(self, rows: int) -> jax.Array:
+        """What the decoder reads first in each row, (rows,) int32."""
+        start = jnp.asarray(self.start_id, jnp.int32)
+        return core.per_beam(start, rows) if start.ndim else jnp.full((rows,), start)
 
     def relative_to(self, source_len_B: jax.Array) -> Rules:
         """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit given as well goes on holding."""
@@ -113,8 +129,8 @@ class Rules(NamedTuple):
             the logits themselves, as in its greedy search and sampling.
         """
         R = logits_RV.shape[0]
-        read_RN = jnp.pad(ids_RT, ((0, 0), (1, 0)))
-        read_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] == 0, self.start_id, read_RN)  # what the decoder has read
+        read_RN = jnp.pad(ids_RT, ((0, 0), (1, 0)))  # what the decoder has read
+        read_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] == 0, self.first(R)[:, None], read_RN)
         if self.repetition is not None:
             shift_R1 = 0.0 if normaliser_R is None else normaliser_R[:, None]
             logits_RV = _penalise_repetition(logits_RV, read_RN, step, self.repetition, shift_R1)
@@ -144,11 +160,10 @@ class Rules(NamedTuple):
     def banned(self, step: jax.Array, batch: int, rows: int) -> select.Banned:
         """What ``rows`` rows may not have: padding, the start token, and the end token before the minimum length."""
         early_B = jnp.broadcast_to(step + 1 < jnp.asarray(self.min_len), (batch,))
-        return (
-            (self.start_id, jnp.asarray(self.start_id != self.end_id)),
-            (self.pad_id, jnp.asarray(self.pad_id != self.end_id)),
-            (self.end_id, core.per_beam(early_B, rows)),
-        )
+        # The last token of a prompt is a token like any other.
+        never = [self.pad_id] if jnp.ndim(self.start_id) else [self.start_id, self.pad_id]
+        masked = [(token, jnp.asarray((token != self.end_id) & ~jnp.asarray(self.anything))) for token in never]
+        return (*masked, (self.end_id, core.per_beam(early_B, rows)))
 
     def forbid(self, scores_RV: jax.Array, step: jax.Array, batch: int) -> jax.Array:
         """Set to -inf what is ``banned``."""
@@ -184,17 +199,20 @@ class Rules(NamedTuple):
         row = lambda x, fill: pad(np.broadcast_to(np.asarray(x, np.int32), (batch,)), fill)  # noqa: E731
         number = lambda x: None if x is None else np.float32(x)  # noqa: E731
         limit, prefix, bias = self.limit, self.prefix, self.bias
+        ids = self.of(core.ModelConfig())
         limit = row(np.iinfo(np.int32).max if limit is None else limit, 0)
         if prefix is not None:
-            ids, mask = np.asarray(prefix.ids, np.int32), np.asarray(prefix.mask, bool)
-            more = (1 << max(ids.shape[1] - 1, 0).bit_length()) - ids.shape[1]
-            ids, mask = (np.pad(np.broadcast_to(x, (batch, x.shape[1])), ((0, 0), (0, more))) for x in (ids, mask))
-            prefix = core.Tokens(pad(ids, core.PAD), pad(mask, False))
+            token, mask = np.asarray(prefix.ids, np.int32), np.asarray(prefix.mask, bool)
+            more = (1 << max(token.shape[1] - 1, 0).bit_length()) - token.shape[1]
+            token, mask = (np.pad(np.broadcast_to(x, (batch, x.shape[1])), ((0, 0), (0, more))) for x in (token, mask))
+            prefix = core.Tokens(pad(token, core.PAD), pad(mask, False))
         if bias is not None:
             bias = np.asarray(bias, np.float32)
             bias = bias if bias.ndim == 1 else pad(bias, 0)
+        start_id = np.asarray(ids.start_id, np.int32)
         return Rules(
-            *(np.int32(x) for x in (self.start_id, self.end_id, self.pad_id)),
+            pad(start_id, 0) if start_id.ndim else start_id[()],
+            *(np.int32(x) for x in (ids.end_id, ids.pad_id)),
             min_len=row(self.min_len, 0),
             limit=row(np.iinfo(np.int32).max if self.limit is None else self.limit, 0),
             min_ratio=number(self.min_ratio),
@@ -207,6 +225,7 @@ class Rules(NamedTuple):
             repetition=number(self.repetition),
             ngram=None if self.ngram is None else np.int32(self.ngram),
             stop=None if self.stop is None else np.asarray(self.stop, np.int32),
+            anything=np.bool_(self.anything),
         )
 
 

@@ -64,8 +64,9 @@ class Greedy:
         Raises:
           UserError: ``max_len`` is below 1.
         """
+        rules = rules.of(core.ModelConfig())
         end = run(decode, memory, begin(cache, batch, max_len, rules), rules, self.chooser(batch))
-        weights = result.cross_attention(decode, memory, end.ids_RT, end.length_R, rules.start_id) if attention else {}
+        weights = result.cross_attention(decode, memory, end.ids_RT, end.length_R, rules.first(batch)) if attention else {}
         return _generated(end, weights)
 
     def chooser(self, batch: int) -> Callable:
@@ -106,9 +107,10 @@ class Sample:
 
     def __call__(self, decode, memory, cache, batch, max_len, rules=Rules(), attention=False) -> result.Generated:  # noqa: B008
         """Search; see ``Greedy``. The attention is the first sample's."""
+        rules = rules.of(core.ModelConfig())
         end = run(decode, memory, begin(cache, batch * self.rows, max_len, rules, batch), rules, self.chooser(batch))
         first = end._replace(ids_RT=end.ids_RT[:: self.rows], length_R=end.length_R[:: self.rows])
-        weights = result.cross_attention(decode, memory, first.ids_RT, first.length_R, rules.start_id) if attention else {}
+        weights = result.cross_attention(decode, memory, first.ids_RT, first.length_R, rules.first(batch)) if attention else {}
         found = _generated(end, weights)
         if self.samples is None:
             return found
@@ -175,7 +177,7 @@ def begin(cache: core.PyTree, rows: int, max_len: int, rules: Rules, batch: int 
     limit_B = rules.limits(rows if batch is None else batch, max_len)
     return State(
         step=jnp.int32(0),
-        last_R=jnp.full((rows,), rules.start_id, jnp.int32),
+        last_R=rules.first(rows),
         done_R=core.per_beam(limit_B == 0, rows),
         ids_RT=jnp.full((rows, max_len), rules.pad_id, jnp.int32),
         log_probs_RT=jnp.zeros((rows, max_len), jnp.float32),

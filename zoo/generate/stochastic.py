@@ -100,6 +100,7 @@ class StochasticBeam:
           UserError: ``max_len`` or ``beams`` is below 1.
         """
         self.check()
+        rules = rules.of(core.ModelConfig())
         limit_B = rules.limits(batch, max_len)
         key_R = sampling.row_keys(self.key, batch, self.beams)
         end = lax.while_loop(
@@ -110,7 +111,7 @@ class StochasticBeam:
         found = _without_impossible(end.found, rules.pad_id)
         weights = {}
         if attention:
-            weights = result.cross_attention(decode, memory, found.ids_BNT[:, 0], found.length_BN[:, 0], rules.start_id)
+            weights = result.cross_attention(decode, memory, found.ids_BNT[:, 0], found.length_BN[:, 0], rules.first(batch))
         return result.Generated(found.ids_BNT, found.log_probs_BNT, found.score_BN, found.length_BN, end.step, weights)
 
     def begin(self, cache: core.PyTree, max_len: int, rules: Rules, limit_B: jax.Array, key_R: jax.Array) -> _State:
@@ -122,7 +123,7 @@ class StochasticBeam:
             step=jnp.int32(0),
             found=found._replace(score_BN=found.score_BN + noise_B1),
             phi_BW=found.score_BN,
-            last_BW=jnp.full((B, W), rules.start_id, jnp.int32),
+            last_BW=rules.first(B * W).reshape(B, W),
             done_BW=(limit_B == 0)[:, None] | (found.score_BN == -jnp.inf),
             cache=cache,
         )

@@ -1,0 +1,56 @@
+"""What transformers and CTranslate2 make of a model directory: ``python peers.py DIRECTORY`` reads JSON texts, prints JSON.
+
+Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+import warnings
+
+
+def main(directory: str, texts: list[str]) -> dict:
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    kind = json.load(open(f"{directory}/config.json"))["architectures"][0]  # noqa: SIM115, PTH123
+    model, tokenizer = (
+        getattr(transformers, kind).from_pretrained(directory),
+        transformers.AutoTokenizer.from_pretrained(directory),
+    )
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    ids = model.generate(**batch, num_beams=1)
+    found = {"transformers": tokenizer.batch_decode(ids, skip_special_tokens=True), "ctranslate2": None}
+    if importlib.util.find_spec("ctranslate2") is not None:
+        found["ctranslate2"] = by_ctranslate2(directory, tokenizer, model, texts)
+    return found
+
+
+def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[str]:
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as out:
+        ctranslate2.converters.TransformersConverter(directory).convert(out, force=True)
+        translator, settings = ctranslate2.Translator(out, inter_threads=1, intra_threads=1), model.generation_config
+        source = [tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) for text in texts]
+        first = settings.forced_bos_token_id
+        prefix = None if first is None else [[tokenizer.convert_ids_to_tokens(first)]] * len(texts)
+        results = translator.translate_batch(
+            source,
+            prefix,
+            beam_size=1,
+            max_decoding_length=settings.max_length - 1,
+            max_input_length=0,
+        )
+    ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))

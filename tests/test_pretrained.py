@@ -1,0 +1,200 @@
+"""Every family against transformers: the directories in golden/, tiny pretrained models with what it computes of them.
+
+golden/families/reference.py says what a golden.npz holds. A new directory is tested the day it is added.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from strings import strings
+
+import zoo
+from zoo.checkpoint.rules import to_reference
+from zoo.checkpoint.tensors import Tensors
+from zoo.core import Tokens, shift_right
+from zoo.generate import Beam, Greedy, generate, penalty
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
+TOLERANCE, GRADIENT = 1e-5, 1e-4  # absolute, in float32
+
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@functools.cache
+def case_of(name: str) -> SimpleNamespace:
+    """A model as ``zoo.load`` gives it, and the golden arrays."""
+    predictor = zoo.load(GOLDEN / name)
+    with np.load(GOLDEN / name / "golden.npz", allow_pickle=False) as arrays:
+        golden = dict(arrays)
+    batch = [Tokens(golden[f"in:{side}_ids"], golden[f"in:{side}_mask"]) for side in ("source", "target")]
+    return SimpleNamespace(predictor=predictor, model=predictor.model, params=predictor.params, golden=golden, batch=batch)
+
+
+@functools.cache
+def compiled(name: str):
+    """(params, source, target) -> logits, each layer's output, the gradient of the reference's loss, logits step by step."""
+    model = case_of(name).model
+    start = model.config.start_id
+
+    def loss(params, source, target):
+        outputs, seen = model.apply({"params": params}, source, target, capture_intermediates=True, mutable=["intermediates"])
+        log_p_BTV = jax.nn.log_softmax(outputs.logits)
+        log_p_BT = jnp.take_along_axis(log_p_BTV, target.ids[..., None], axis=-1)[..., 0]
+        hidden = {name: layer["__call__"][0][0] for name, layer in seen["intermediates"].items() if name[-1].isdigit()}
+        return -(log_p_BT * target.mask).sum(axis=1).mean(), (outputs.logits, hidden)
+
+    def stepwise(params, source, target):
+        apply = functools.partial(model.apply, {"params": params})
+        memory = apply(source, method="encode")
+        cache = apply(memory, target.ids.shape[1], method="init_cache")
+
+        def step(cache, token_B):
+            outputs, cache = apply(token_B[:, None], memory, cache, method="decode")
+            return cache, outputs.logits[:, 0]
+
+        return jnp.swapaxes(jax.lax.scan(step, cache, shift_right(target.ids, start).T)[1], 0, 1)
+
+    @jax.jit
+    def run(params, source, target):
+        (_, (logits, hidden)), gradient = jax.value_and_grad(loss, has_aux=True)(params, source, target)
+        return logits, hidden, gradient, stepwise(params, source, target)
+
+    return run
+
+
+def close(actual, desired, what: str, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == desired.shape, what
+    assert np.abs(np.asarray(actual) - desired).max() <= tolerance, what
+
+
+def rolled(x: np.ndarray, mask_BN: np.ndarray) -> np.ndarray:
+    """Right-padded rows with their padding on the left."""
+    return np.stack([np.roll(row, (~mask).sum(), axis=0) for row, mask in zip(x, mask_BN, strict=True)])
+
+
+@each_case
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_layers_and_gradients(name, side):
+    case = case_of(name)
+    source, target = case.batch
+    if side == "left":
+        source = Tokens(rolled(source.ids, source.mask), rolled(source.mask, source.mask))
+    logits, hidden, gradient, stepwise = compiled(name)(case.params, source, target)
+    for x, what in ((logits, "logits"), (stepwise, "logits step by step")):
+        close(x * target.mask[..., None], case.golden["out:logits"], what)
+    names = {key.removeprefix("out:hidden:") for key in case.golden if key.startswith("out:hidden:")}
+    assert names <= set(hidden)
+    for layer in names:
+        mask = source.mask if layer.startswith("encoder") else target.mask
+        wanted = case.golden[f"out:hidden:{layer}"]
+        wanted = rolled(wanted, case.batch[0].mask) if layer.startswith("encoder") and side == "left" else wanted
+        close(hidden[layer] * mask[..., None], wanted, layer)
+    ours = to_reference(gradient, case.model.RULES)
+    wanted = {key.removeprefix("grad:"): x for key, x in case.golden.items() if key.startswith("grad:")}
+    for key, x in wanted.items():
+        assert np.abs(x).max() > 10 * GRADIENT or np.abs(x).max() < 1e-12, f"the golden gradient of {key} says little"
+        close(ours[key], x, f"gradient of {key}", GRADIENT)
+    buffers = set(ours) - set(wanted)  # what the reference does not train
+    assert buffers <= {"final_logits_bias"}
+
+
+@each_case
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_generation_by_the_models_own_defaults(name, search):
+    case = case_of(name)
+    said = json.loads(str(case.golden["text:json"]))
+    assert case.predictor.predict(said["sources"], beams={"greedy": 1, "beam": 4}[search]) == said[search]
+    ids_BT = case.golden[f"out:{search}"]
+    sources = case.predictor.source_tokenizer.encode_batch(said["sources"])
+    length = max(map(len, sources))
+    mask = np.arange(length) < np.array(list(map(len, sources)))[:, None]
+    padded = np.array([row + [0] * (length - len(row)) for row in sources], np.int32)
+    source = Tokens(rolled(padded, mask), rolled(mask, mask))  # on the left
+    decoding = case.predictor.decoding
+    found = generate(
+        case.model,
+        case.params,
+        source,
+        max_len=decoding.max_len,
+        search=Greedy() if search == "greedy" else Beam(4, penalty.huggingface(decoding.length_penalty)),
+        rules=decoding.rules(case.model.config.target_vocab_size),
+    )
+    pad = case.model.config.pad_id
+    assert (found.ids[:, ids_BT.shape[1] :] == pad).all()
+    np.testing.assert_array_equal(found.ids[:, : ids_BT.shape[1]], ids_BT)
+
+
+@each_case
+def test_tokenizers_agree(name):
+    case = case_of(name)
+    for side in ("source", "target"):
+        tokenizer = getattr(case.predictor, f"{side}_tokenizer")
+        flat, lengths = case.golden[f"tokens:{side}"], case.golden[f"tokens:{side}_lengths"]
+        wanted = np.split(flat, np.cumsum(lengths)[:-1])
+        for text, ours, theirs in zip(strings(), tokenizer.encode_batch(strings()), wanted, strict=True):
+            assert ours == theirs.tolist(), repr(text)
+    said = json.loads(str(case.golden["decode:json"]))
+    end = case.model.config.end_id
+    for ids, text in zip(said["ids"], said["texts"], strict=True):
+        assert case.predictor.target_tokenizer.text(ids) == text, ids
+        before = ids[: ids.index(end)] if end in ids else ids
+        assert case.predictor.target_tokenizer.decode(ids) == case.predictor.target_tokenizer.text(before)
+    tokenizer = case.predictor.source_tokenizer
+    assert tokenizer.encode("half a pair \ud83d") == tokenizer.encode("half a pair \ufffd")
+
+
+def same_directory(first: Path, second: Path) -> None:
+    """The same tensors to the byte under the same names, the same settings, the same tokenizer files."""
+    ours, theirs = Tensors.open(first), Tensors.open(second)
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape), name
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+    for path in second.iterdir():
+        if path.suffix not in (".safetensors", ".npz"):
+            mine = first / path.name
+            assert mine.is_file(), path.name
+            if path.name in ("config.json", "generation_config.json"):
+                assert json.loads(mine.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8"))
+            else:
+                assert mine.read_bytes() == path.read_bytes(), path.name
+
+
+@each_case
+def test_round_trips(name, tmp_path):
+    """Out again as it came in: at once, and by way of this zoo's own format."""
+    predictor = case_of(name).predictor
+    zoo.save(predictor, tmp_path / "hf", format="huggingface")
+    same_directory(tmp_path / "hf", GOLDEN / name)
+    zoo.save(predictor, tmp_path / "zoo")
+    again = zoo.load(tmp_path / "zoo")
+    assert (again.decoding, again.model.config) == (predictor.decoding, predictor.model.config)
+    zoo.save(again, tmp_path / "hf2", format="huggingface")
+    same_directory(tmp_path / "hf2", GOLDEN / name)
+
+
+def test_a_model_of_many_languages_is_told_which(tmp_path):
+    """By the first token of the source, and of what is generated; saved with the model."""
+    predictor = case_of("m2m_100").predictor
+    other = predictor.between("fr", "de")
+    french, german = (predictor.target_tokenizer.language_id(code) for code in ("fr", "de"))
+    assert (predictor.source_tokenizer.encode("a")[0], predictor.decoding.first_id) == (german, french)
+    assert (other.source_tokenizer.encode("a")[0], other.decoding.first_id) == (french, german)
+    assert other.source_tokenizer.encode("a")[1:] == predictor.source_tokenizer.encode("a")[1:]
+    zoo.save(other, tmp_path / "out")
+    again = zoo.load(tmp_path / "out")
+    assert again.source_tokenizer.encode("a") == other.source_tokenizer.encode("a")
+    assert again.decoding == other.decoding
+    with pytest.raises(zoo.UserError, match="no language 'xx'"):
+        predictor.between("xx", "de")
+    with pytest.raises(zoo.UserError, match=">>fra<<"):
+        case_of("marian").predictor.between("fr", "de")

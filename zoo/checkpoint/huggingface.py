@@ -1,0 +1,167 @@
+"""Hugging Face directories in and out: config.json, safetensors, tokenizer files and generation_config.json, without torch.
+
+Only the architectures that stand in a variant's ``HUGGINGFACE`` are read; nothing that a file names is imported. What a file
+says and this zoo does not use is kept in the predictor's ``origin`` and written back.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from zoo.checkpoint import generation_config, tensors
+from zoo.checkpoint.fields import Architecture, Fields
+from zoo.checkpoint.placing import placer
+from zoo.checkpoint.rules import from_reference, makers
+from zoo.core import ModelConfig, UserError
+from zoo.predictor import Predictor
+from zoo.pretrained_text import KINDS, PretrainedTokenizer, kind_of, read_files
+from zoo.variants import abstract_params, choose, variants
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+ORIGIN = {"architecture", "config", "generation", "tensors"}  # what ``Predictor.origin`` holds
+
+
+def architectures() -> dict[str, Architecture]:
+    """Name -> what a variant makes of it, for all that can be read."""
+    return {name: entry for module in variants().values() for name, entry in getattr(module, "HUGGINGFACE", {}).items()}
+
+
+def is_huggingface(directory: Path) -> bool:
+    """Whether a directory holds a config.json that names its architecture."""
+    path = directory / CONFIG
+    try:
+        return path.is_file() and not {"architectures", "model_type"}.isdisjoint(tensors.read_json(path))
+    except UserError:  # who reads it as one of ours says what is wrong with it
+        return False
+
+
+def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
+    """Load a model; ``zoo.load`` says what the arguments are.
+
+    Raises:
+      UserError: a file is missing, damaged, of an architecture that is not read, or says what cannot be.
+    """
+    data = tensors.read_json(directory / CONFIG)
+    name, architecture = architecture_of(data, directory / CONFIG)
+    weights = tensors.Tensors.open(directory)
+    config = architecture.read(Fields(data, str(directory / CONFIG), len(weights)))
+    generation, where = None, directory / CONFIG
+    if (directory / GENERATION).is_file():
+        generation, where = tensors.read_json(directory / GENERATION), directory / GENERATION
+        config = generation_config.with_ids(config, generation, str(where))
+    decoding = generation_config.read(data if generation is None else generation, str(where), config)
+    model = config.build()
+    put = placer(model.SHARDING, dtype, mesh)
+    origin = {
+        "architecture": name,
+        "config": data,
+        "generation": generation,
+        "tensors": {name: list(entry.shape) for name, entry in weights.entries.items()},
+    }
+    tokenizers = read_tokenizers(directory, config)
+    params = from_reference(weights, model.RULES, abstract_params(config), put)
+    return Predictor(model, params, *tokenizers, decoding, origin=origin)
+
+
+def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture]:
+    """The architecture that a config.json names, among those that are read."""
+    names, known = data.get("architectures"), architectures()
+    if not isinstance(names, list) or len(names) != 1:
+        raise UserError(f"architectures in {path} is {names!r}: a list of one name is wanted, of {', '.join(known)}")
+    architecture = choose(names[0], known, f"the architecture in {path}")
+    if data.get("model_type") != architecture.model_type:
+        raise UserError(f"model_type in {path} is {data.get('model_type')!r}, but {names[0]} is {architecture.model_type!r}")
+    return names[0], architecture
+
+
+def read_tokenizers(directory: Path, config: ModelConfig) -> tuple[PretrainedTokenizer, PretrainedTokenizer]:
+    """The tokenizers of source and target."""
+    files = read_files(directory)
+    kind = KINDS[kind_of(files, directory)]
+    sizes = {"source": config.source_vocab_size, "target": config.target_vocab_size}
+    return tuple(kind(files, side, size, config.end_id) for side, size in sizes.items())
+
+
+def save(predictor: Predictor, directory: Path) -> None:
+    """Write a model so that transformers loads it; a model that came from there under the names that it had.
+
+    Raises:
+      UserError: the model has no counterpart there, or its tokenizers have none.
+    """
+    origin = predictor.origin or {}
+    config, model = predictor.model.config, predictor.model
+    name = origin.get("architecture") or counterpart(config)
+    files = tokenizer_files(predictor)
+    generation = generation_config.write(predictor.decoding, config, origin.get("generation") or {})
+    like = origin.get("tensors")
+    # Views of a single zero tell shapes and dtypes, so that the header can be written before any tensor is made.
+    hollow = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), predictor.params)
+    shapes = {name: make() for name, make in makers(hollow, model.RULES, like).items()}
+    shapes = {name: tensors.Shape(array.dtype, array.shape) for name, array in shapes.items()}
+    made = makers(predictor.params, model.RULES, like)
+    tensors.write(directory, shapes, lambda name: made[name]())
+    for file, content in files.items():
+        (directory / file).write_bytes(content)
+    write_json(directory / GENERATION, generation)
+    described = describe(config, name, origin)
+    dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(predictor.params)]
+    for key in {"dtype", "torch_dtype"} & set(described):
+        described[key] = described[key] if described[key] in dtypes else dtypes[0]
+    write_json(directory / CONFIG, described)  # last: without it nothing is a model
+
+
+def describe(config: ModelConfig, name: str, origin: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a model: the original where it still says the same, else with the fields that this zoo reads."""
+    architecture, original = architectures()[name], origin.get("config") or {}
+    if original:
+        same = generation_config.with_ids(architecture.read(Fields(original, CONFIG)), origin["generation"] or {}, GENERATION)
+        if same == config:
+            return dict(original)
+    return {**original, "architectures": [name], "model_type": architecture.model_type, **architecture.write(config)}
+
+
+def counterpart(config: ModelConfig) -> str:
+    """The architecture that a configuration is: the one that reads back all that it writes of it."""
+    for name, architecture in architectures().items():
+        try:
+            if architecture.read(Fields(architecture.write(config), name)) == config:
+                return name
+        except (AttributeError, UserError):  # a configuration of another class, or one beyond what the format can say
+            continue
+    raise UserError(
+        f"{type(config).__name__} with these settings has no counterpart in Hugging Face's format: leave out --format, or "
+        f"train one of {', '.join(architectures())}"
+    )
+
+
+def tokenizer_files(predictor: Predictor) -> dict[str, bytes]:
+    """The files of a predictor's tokenizers, which are one there."""
+    source, target = predictor.source_tokenizer, predictor.target_tokenizer
+    if isinstance(source, PretrainedTokenizer):
+        return source.files
+    if source.to_json() != target.to_json():
+        raise UserError(
+            "Hugging Face's format has one tokenizer for both sides, this model one for each: train with tokenizers.shared, or "
+            "leave out --format"
+        )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    return {
+        "tokenizer.json": json.dumps(source.to_json(), ensure_ascii=False).encode("utf-8"),
+        "tokenizer_config.json": json.dumps(settings, indent=2).encode("utf-8"),
+    }
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Arrays of the host onto devices, one at a time: whole on one device, or each device's part of a mesh."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+
+def placer(rules: tuple, dtype: Any = None, mesh: Mesh | None = None) -> Callable[[str, np.ndarray, Any], jax.Array]:
+    """The function (path, array, anything) -> the array on its devices, as ``from_reference`` calls it.
+
+    Args:
+      rules: a model's ``SHARDING``.
+      dtype: what numbers become; None keeps them. Integers stay.
+      mesh: the devices that share the array by the rules, of which those of this process get their parts; None for one device.
+    """
+
+    def put(path: str, array: np.ndarray, leaf: Any = None) -> jax.Array:
+        cast = dtype if dtype is not None and jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
+        place = sharding(path, array.shape, rules, mesh)
+        parts = [
+            jax.device_put(np.asarray(array[index]).astype(cast, copy=False), device, may_alias=False)
+            for device, index in place.addressable_devices_indices_map(array.shape).items()
+        ]
+        # Ready before the next array is read: the host then holds one at a time.
+        return jax.block_until_ready(jax.make_array_from_single_device_arrays(array.shape, place, parts))
+
+    return put
+
+
+def sharding(path: str, shape: tuple[int, ...], rules: tuple, mesh: Mesh | None) -> Sharding:
+    """Where a parameter belongs: its rule, without the axes of the mesh that do not divide the array's."""
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    spec = next((spec for regex, spec in rules if re.fullmatch(regex, path)), PartitionSpec())
+    if len(spec) > len(shape):
+        return NamedSharding(mesh, PartitionSpec())
+    fits = (axis if axis in mesh.shape and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec))
+    return NamedSharding(mesh, PartitionSpec(*fits))
