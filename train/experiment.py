@@ -223,7 +223,7 @@ def check_types(data: Any, prefix: str = "") -> None:
         elif hint == Rules:
             if not isinstance(value, tuple) or not all(is_rule(rule) for rule in value):
                 raise UserError(f'{name} is {value!r}: it must hold pairs such as (".*", 1.0), with numbers from 0 to 1e6')
-        elif kinds or not fits(value, hint):
+        elif kinds or isinstance(value, list) or not fits(list(value) if isinstance(value, tuple) else value, hint):
             raise UserError(f"{name} is {value!r}, which does not fit {getattr(hint, '__name__', hint)}")
 
 
