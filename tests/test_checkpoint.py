@@ -420,7 +420,9 @@ def test_a_read_only_disk_is_named(small_disk):
     with pytest.raises(SaveFailed, match=r"checkpoint 1 in .* could not be written \(.*Read-only file system"):
         checkpoints.finish()
     checkpoints.close()
-    assert set(threading.enumerate()) <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive(), f"{thread.name} still waits"
 
 
 @pytest.fixture(scope="module")
