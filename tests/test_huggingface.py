@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
-import weakref
 from pathlib import Path
 
 import jax
@@ -251,19 +250,12 @@ def test_a_mesh_shares_the_parameters(predictor):
     assert shared.params["encoder_0"]["attention_residual"]["norm"]["scale"].sharding.is_fully_replicated
 
 
-def test_one_tensor_at_a_time_is_in_memory(monkeypatch):
-    """The largest come first, and each view of a file is gone before the next is asked for."""
-    seen, sizes, read = [], [], Tensors.__getitem__
+def test_the_largest_tensors_are_read_first_and_each_once(monkeypatch):
+    """So that the host holds least beside the parameters when those are nearly all there."""
+    sizes, read = [], Tensors.__getitem__
 
     def spy(self, name):
-        for _ in range(1000):  # jax lets go of what it has copied when it is next called
-            jax.block_until_ready(jax.device_put(np.zeros(1)))
-            if all(view() is None for view in seen):
-                break
-        else:
-            raise AssertionError("a tensor is still held")
         array = read(self, name)
-        seen.append(weakref.ref(array.base if array.base is not None else array))
         sizes.append(array.size)
         return array
 
