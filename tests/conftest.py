@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -28,3 +31,18 @@ def _compiled_programs_are_let_go():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    """In memory, where there is such a place: thousands of small files are written."""
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Of several reads or writes that fail Orbax waits for one: what it abandons is collected in the test that led to it."""
+    yield
+    gc.collect()

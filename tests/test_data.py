@@ -184,7 +184,7 @@ def test_bad_parquet_columns_are_named(tmp_path):
     pq.write_table(pa.table({"source": ["a", None], "n": [1, 2]}), path)
     with pytest.raises(UserError, match=r"a\.parquet has no column 'target': set the field target to one of source, n"):
         load(str(path))
-    with pytest.raises(UserError, match=r"a\.parquet row 1 has 1 for 'n'"):
+    with pytest.raises(UserError, match=r"a\.parquet has int64 in column 'n': write strings"):
         load(str(path), target="n")
     with pytest.raises(UserError, match=r"a\.parquet row 2 has None for 'source'"):
         load(str(path), target="source")

@@ -698,3 +698,23 @@ def test_selection_is_exact_with_ties(shape, levels, seed):
     value_R, index_R = jax.jit(select.argmax)(x_RV)
     assert np.array_equal(index_R, expected_RK[:, 0])
     assert np.array_equal(value_R, np.asarray(values_RK)[:, 0])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    shape=st.sampled_from([(1, 3, 1), (3, 1500, 2), (2, 4100, 2), (2, 20_001, 17)]),
+    levels=st.integers(1, 60),
+    seed=st.integers(0, 999),
+)
+def test_what_is_banned_is_not_selected(shape, levels, seed):
+    rows, size, k = shape
+    rng = np.random.default_rng(seed)
+    x_RV = rng.geometric(1 / (1 + levels), (rows, size)).astype(np.float32)
+    # The best of the first row, in some rows; a token that is no token; the last one, where the blocks are filled up.
+    banned = ((np.int32(x_RV[0].argmax()), rng.random(rows) < 0.7), (np.int32(size), True), (np.int32(size - 1), True))
+    expected_RV = x_RV.copy()
+    expected_RV[banned[0][1], banned[0][0]] = expected_RV[:, size - 1] = -np.inf
+    expected_RK = np.argsort(-expected_RV, axis=1, kind="stable")[:, :k]
+    values_RK, index_RK = jax.jit(select.top_k, static_argnums=1)(x_RV, k, banned)
+    assert np.array_equal(index_RK, expected_RK)
+    assert np.array_equal(values_RK, np.take_along_axis(expected_RV, expected_RK, axis=1))

@@ -158,13 +158,15 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match=r"no tokenizer file .*tokenizer\.json"):
         Tokenizer.load(path)
-    for content in (b"", b"{}", b'{"model"', b"\xff\xfe\x00"):
+    for content in (b"", b'{"model"', b"\xff\xfe\x00", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"tokenizer\.json is not a readable tokenizer"):
             Tokenizer.load(path)
     library.Tokenizer(library.models.WordLevel({"a": 0}, "a")).save(str(path))
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of seq2seq-zoo"):
-        Tokenizer.load(path)
+    for content in (path.read_bytes(), b"{}", b'{"model": {"vocab": {}}}'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of seq2seq-zoo"):
+            Tokenizer.load(path)
 
 
 def test_importing_the_module_imports_no_tokenizers():

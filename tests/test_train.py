@@ -1,10 +1,9 @@
-"""The parts of the trainer: metrics, optimizers, schedules, the step, checkpoints, tasks."""
+"""The parts of the trainer: metrics, optimizers, schedules, the step, tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 
 import chex
 import jax
@@ -16,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train import optim, parallel, tasks
-from train.checkpoint import Checkpoints
 from train.data import Batch
 from train.metrics import Metric, add, divide, token_metrics
 from train.optim import Optimizer, by_rules, learning_rate
 from train.parallel import Parallel
-from train.step import State, make_train_step, new_state
+from train.step import make_train_step, new_state
 from zoo import rnn, transformer
 from zoo.core import Tokens, UserError, pad_tokens
 from zoo.variants import abstract_params
@@ -202,64 +200,6 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
         if "['encoder_0']['feed_forward']['inner']['kernel']" in jax.tree_util.keystr(path)
     ]
     assert moments == [kernel, kernel]
-
-
-def tiny_state(step: int, value: float) -> State:
-    state = new_state({"w": jnp.full((2, 3), value)}, optax.identity(), jax.random.key(7))
-    return state._replace(step=jnp.int32(step), opt_state={"m": jnp.full((2, 3), -value)})
-
-
-def save(checkpoints: Checkpoints, step: int, best: float):
-    checkpoints.save(tiny_state(step, step), {"iterator": {"at": step}, "seconds": 1.0}, {"kind": "test"}, {"x": 1}, best)
-
-
-def steps_on_disk(tmp_path):
-    return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
-
-
-def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
-    from zoo.checkpoint.orbax import find_step
-
-    checkpoints = Checkpoints(tmp_path, keep_last=2)
-    for step, best in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6), (5, 0.7)):
-        save(checkpoints, step, best)
-    assert steps_on_disk(tmp_path) == [2, 4, 5]
-    assert find_step(tmp_path).name == "2"
-    checkpoints.close()
-    again = Checkpoints(tmp_path, keep_last=2)
-    assert again.latest() == 5
-    abstract = jax.eval_shape(lambda: tiny_state(0, 0.0))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), abstract)
-    state, progress = again.restore(5, abstract)
-    chex.assert_trees_all_equal(state, tiny_state(5, 5.0))
-    assert progress == {"iterator": {"at": 5}, "seconds": 1.0}
-    other = abstract._replace(params={"w": jax.ShapeDtypeStruct((2, 4), jnp.float32)})
-    with pytest.raises(UserError, match=r"w in .*5 has the shape \(2, 3\), but the model wants \(2, 4\)"):
-        again.restore(5, other)
-    with pytest.raises(UserError, match="another model: missing v; not taken w"):
-        again.restore(5, abstract._replace(params={"v": abstract.params["w"]}))
-    save(again, 6, 0.8)
-    assert steps_on_disk(tmp_path) == [2, 5, 6]
-    again.close()
-
-
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
-    save(checkpoints, 1, 0.5)
-
-    def full(*args, **kw):
-        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 70 bytes: No space left on device [os_error_code='28']")
-
-    monkeypatch.setattr(checkpoints.manager, "save", full)
-    with pytest.raises(UserError, match="no disk space is left for checkpoint 2"):
-        save(checkpoints, 2, 0.4)
-    monkeypatch.undo()
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20 - 2**10, 2**10))
-    with pytest.raises(UserError, match=r"checkpoint 2 in .*: 1\.0 MiB are needed and 0\.0 are free"):
-        save(checkpoints, 2, 0.4)
-    assert steps_on_disk(tmp_path) == [1]
-    checkpoints.close()
 
 
 def test_dropout_differs_between_steps_and_devices():

@@ -3,21 +3,24 @@
 CONFIG.py is a Python file that sets ``experiment``, a ``train.experiment.Experiment``; it is run. Every field can be changed
 by an option; ``python -m train CONFIG.py --help`` lists them. Repeating a command continues its run.
 
-Exit codes: 0 done; 1 a fault of the program, with a traceback; 2 bad input, with one sentence; 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 a fault of the program, with a traceback, or no step for long (training.watchdog), with all stacks; 2 bad
+input, with one sentence; 3 the disk is full or checkpoints cannot be written; 4 no finite loss or gradient; 42 stopped by
+SIGTERM or Ctrl-C, with the step saved. After 3, 4 and 42 the same command continues. A second signal ends the process at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import io
 import re
 import runpy
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
+from train.survive import CANNOT_SAVE, INTERRUPTED, Stopped, disk_is_full
 from zoo.core import UserError
 
 USAGE = "usage: python -m train CONFIG.py --workdir DIR [--field.name value ...]"
@@ -40,20 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] in ("zoo", "train", "configs"):
             raise
         return complain(f"{error.name} is not installed: pip install 'seq2seq-zoo[train]'")
+    except Stopped as stopped:
+        print(f"{'' if stopped.code == INTERRUPTED else 'error: '}{stopped}", file=sys.stderr)
+        return stopped.code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not disk_is_full(error):
             raise
-        return complain(f"no disk space is left ({error.filename or error}): free some and repeat the command to continue")
-    except KeyboardInterrupt:
-        print("interrupted; repeat the command to continue from the last checkpoint", file=sys.stderr)
+        sentence = f"no disk space is left ({error.filename or error}): free some and repeat the command to continue"
+        return complain(sentence, CANNOT_SAVE)
+    except KeyboardInterrupt:  # before the run began
         return 130
     return 0
 
 
-def complain(sentence: str) -> int:
+def complain(sentence: str, code: int = 2) -> int:
     """Print the one sentence; 2 is the exit code of bad input."""
     print(f"error: {sentence}", file=sys.stderr)
-    return 2
+    return code
 
 
 def read_config(name: str):
@@ -62,25 +68,34 @@ def read_config(name: str):
     Raises:
       UserError: there is no such file, it is no Python, or it sets no experiment.
     """
-    from train.experiment import Experiment
+    from train.experiment import Experiment, check_types
     from zoo.variants import nearest
 
     path = Path(name)
     if name.startswith("-"):
         raise UserError(f"the first argument is {name}, but the config file comes first; {USAGE}")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"the config file {name} cannot be looked up ({error}): check the path") from error
+    if not found:
         others = [str(other) for other in sorted((path.parent if path.parent.is_dir() else Path("configs")).glob("*.py"))]
         raise UserError(f"there is no config file {name}{nearest(name, others) or ': configs/ holds some to start from'}")
     try:
-        experiment = runpy.run_path(name)["experiment"]
-    except KeyError:
-        raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py") from None
+        variables = runpy.run_path(name)
     except (UserError, ModuleNotFoundError):
         raise
-    except Exception as error:  # whatever a file of the user's own raises: wrong syntax, an unknown field, a typing error
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's own file raises: wrong syntax, an unknown field
         raise UserError(f"{name} cannot be used, {type(error).__name__}: {error}") from error
+    if "experiment" not in variables:
+        raise UserError(f"{name} sets no variable named experiment: see configs/quickstart.py")
+    experiment = variables["experiment"]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} sets experiment to {experiment!r}: it must be a train.experiment.Experiment")
+    check_types(experiment)
     return experiment
 
 
@@ -127,5 +142,17 @@ def one_sentence(box: str, otherwise: str) -> str:
     return f"{fault}: " + (f"did you mean {suggestion[0]}?" if suggestion else otherwise)
 
 
+def command() -> int:
+    """The exit code of the whole process, which other hosts may be waiting for."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    from train.hosts import leave
+
+    return leave(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

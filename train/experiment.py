@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from train.data import Batching, Files, Tfds
-from train.optim import Optimizer
+from train.optim import Optimizer, Rules
 from train.parallel import Parallel
+from train.step import Compute
 from train.tasks import TASKS
 from zoo.core import ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
-from zoo.variants import config_to_json
+from zoo.variants import check_sizes, config_to_json, fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Training:
     """How long, and what is seen on the way.
 
     Attributes:
-      steps: updates in all.
+      steps: batches in all; each is an update unless ``optimizer.accumulate`` of them make one.
       label_smoothing: share of the target probability given to the other tokens.
       log_every: steps between two lines of metrics.
       eval_every: steps between two evaluations, each followed by a checkpoint.
@@ -74,25 +74,6 @@ class Training:
     watchdog: float = 1800.0
     trace: bool = False
     tensorboard: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How the same numbers are computed: a run may be resumed with other values.
-
-    Attributes:
-      precision: of activations and products; parameters, their averages and the loss stay float32.
-      remat: compute the layers' activations again for the gradient instead of keeping them.
-      scan_layers: compile one layer and loop over it, where the variant's layers are alike.
-      logits_chunk: target positions whose logits exist at a time in training; 0: all.
-      attention: "auto" uses cuDNN's kernel where it can be used, "xla" never.
-    """
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    logits_chunk: int = 0
-    attention: Literal["auto", "xla"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,30 +140,64 @@ class Command(Experiment):
     workdir: str = ""
 
 
-AT_LEAST_ONE = (
-    *("batching.tokens", "batching.max_source_len", "batching.max_target_len", "batching.buckets", "batching.window"),
-    *("training.steps", "training.log_every", "training.eval_every", "training.eval_examples", "training.keep_last"),
-    *("decoding.beams", "decoding.max_len", "decoding.max_source_len", "tokenizers.min_count"),
-)
-NOT_NEGATIVE = (
-    *("training.samples", "tokenizers.vocab_size"),
-    *("optimizer.warmup_steps", "optimizer.learning_rate", "optimizer.clip"),
-)
-SHARE = ("training.label_smoothing", "model.dropout")
+MOST = 2**31 - 1  # of what is counted in int32
+
+# The least and the most of each number; ``zoo.decoding`` and ``zoo.variants`` have those of decoding and model.
+BOUNDS = {
+    "tokenizers.vocab_size": (0, 2**24),
+    "tokenizers.min_count": (1, MOST),
+    "batching.tokens": (1, 2**26),
+    "batching.max_source_len": (1, 2**20),
+    "batching.max_target_len": (1, 2**20),
+    "batching.buckets": (1, 64),
+    "batching.window": (1, MOST),
+    "optimizer.learning_rate": (0, 1e6),
+    "optimizer.warmup_steps": (0, MOST),
+    "optimizer.b1": (0, 1),
+    "optimizer.b2": (0, 1),
+    "optimizer.eps": (0, 1),
+    "optimizer.clip": (0, 1e9),
+    "optimizer.weight_decay": (0, 1e6),
+    "optimizer.accumulate": (1, MOST),
+    "optimizer.ema": (0, 1),
+    "training.steps": (1, MOST),
+    "training.label_smoothing": (0, 1),
+    "training.log_every": (1, MOST),
+    "training.eval_every": (1, MOST),
+    "training.eval_examples": (1, MOST),
+    "training.samples": (0, MOST),
+    "training.save_every": (0, MOST),
+    "training.keep_last": (1, MOST),
+    "training.max_failed_saves": (1, MOST),
+    "training.max_skipped": (1, MOST),
+    "training.watchdog": (0, MOST),
+    "compute.logits_chunk": (0, MOST),
+    "parallel.fsdp": (1, MOST),
+    "parallel.model": (1, MOST),
+    "parallel.devices": (0, MOST),
+    "hosts.count": (1, MOST),
+    "hosts.index": (0, MOST),
+    "hosts.timeout": (1, MOST),
+    "seed": (0, MOST),
+}
 
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for the first field whose value cannot work, before anything is prepared."""
-    for names, low, high in ((AT_LEAST_ONE, 1, math.inf), (NOT_NEGATIVE, 0, math.inf), (SHARE, 0, 1)):
-        for name in names:
-            value = get(experiment, name)
-            if not low <= value <= high or not math.isfinite(value):
-                bound = f"at least {low}" if high == math.inf else f"{low} to {high}"
-                raise UserError(f"{name} is {value}: it must be {bound}")
-    for field in dataclasses.fields(experiment.model):
-        value = getattr(experiment.model, field.name)
-        if type(value) is int and value < (0 if field.name.endswith("vocab_size") else 1):
-            raise UserError(f"model.{field.name} is {value}: it must be at least 1")
+    check_types(experiment)
+    for name, (low, high) in BOUNDS.items():
+        value = get(experiment, name)
+        if not low <= value <= high:
+            raise UserError(f"{name} is {value}: it must be {f'at least {low}' if value < low else f'{low} to {high}'}")
+    if experiment.optimizer.ema == 1:
+        raise UserError("optimizer.ema is 1.0, an average that never moves: choose less, such as 0.999, or 0 for none")
+    if experiment.training.steps < experiment.optimizer.accumulate:
+        raise UserError(
+            f"training.steps is {experiment.training.steps}, fewer batches than optimizer.accumulate wants for one update "
+            f"({experiment.optimizer.accumulate}): raise training.steps"
+        )
+    check_sizes(experiment.model)
+    experiment.decoding.search(None)  # its checks
     tokenizers = experiment.tokenizers
     if tokenizers.shared and tokenizers.source != tokenizers.target:
         raise UserError(
@@ -195,6 +210,26 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+
+
+def check_types(data: Any, prefix: str = "") -> None:
+    """Raises UserError for the first field of another type than it says: Python itself lets a config file set anything."""
+    hints = get_type_hints(type(data))
+    for field in dataclasses.fields(data):
+        name, value, hint = prefix + field.name, getattr(data, field.name), hints[field.name]
+        kinds = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if kinds and isinstance(value, tuple(kinds)):
+            check_types(value, f"{name}.")
+        elif hint == Rules:
+            if not isinstance(value, tuple) or not all(is_rule(rule) for rule in value):
+                raise UserError(f'{name} is {value!r}: it must hold pairs such as (".*", 1.0), with numbers from 0 to 1e6')
+        elif kinds or not fits(value, hint):
+            raise UserError(f"{name} is {value!r}, which does not fit {getattr(hint, '__name__', hint)}")
+
+
+def is_rule(rule: Any) -> bool:
+    """Whether this is a (regex, factor) pair."""
+    return isinstance(rule, tuple) and len(rule) == 2 and fits(rule[0], str) and fits(rule[1], float) and 0 <= rule[1] <= 1e6
 
 
 def get(experiment: Experiment, name: str) -> Any:
@@ -214,27 +249,32 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 # A run may be resumed with other values of these: they change how it is watched and where it runs, not what it learns.
 FREE = ("training", "compute", "parallel", "hosts", "decoding")
+LEARNED = "training.label_smoothing"  # but not this one
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Raises UserError if a run's saved experiment differs from this one in what it learns."""
-    saved, now = (flat({k: v for k, v in x.items() if k not in FREE}) for x in (saved, now))
+    if not isinstance(saved, dict):
+        raise UserError(f"the experiment.json of {where} is no JSON object: restore it, or choose another --workdir")
+    saved, now = flat(saved), flat(now)
     for name in sorted(saved.keys() | now.keys()):
+        if name.partition(".")[0] in FREE and name != LEARNED:
+            continue
         if saved.get(name) != now.get(name):
-            typed = name.replace("model.fields.", "model.")
             raise UserError(
-                f"{where} holds a run of another experiment, {typed} was {saved.get(name)!r} and is {now.get(name)!r} "
+                f"{where} holds a run of another experiment, {name} was {saved.get(name)!r} and is {now.get(name)!r} "
                 "now: repeat its command, or choose another --workdir"
             )
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted names.
+    """Nested dicts as one, with dotted names as they are typed.
 
-    >>> flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
+    >>> flat({"a": {"b": 1}, "model": {"fields": {"c": 2}}})
+    {'a.b': 1, 'model.c': 2}
     """
     out = {}
     for key, value in tree.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}".replace("model.fields", "model")
+        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out

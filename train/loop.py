@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, optim, parallel, report
-from train.checkpoint import Checkpoints
-from train.data import Example, Tokenized, bucket_shapes, eval_batches, prefetch_to_device, train_batches
+from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report
+from train.checkpoint import Checkpoints, SaveFailed
+from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
-from train.metrics import add, divide
+from train.journal import Fed, Journal
+from train.saver import Saver
 from train.step import State, init_state, make_eval_step, make_train_step
+from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
-from zoo.checkpoint.orbax import CHECKPOINTS, find_step, steps
+from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor import Predictor
 from zoo.text import Tokenizer
@@ -36,19 +39,29 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
 
     Raises:
       UserError: bad input of any kind; whatever had been saved before is intact.
+      Stopped: by a signal, or for want of disk space or of finite numbers; with the command's exit code.
     """
-    experiment.check(config)
-    checkpoints = open_workdir(config, workdir)
-    try:
-        return Run(config, workdir, checkpoints, command).finish()
-    finally:
-        checkpoints.close()
-
-
-def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
-    """The run's directory, new or that of the same experiment."""
-    path = workdir / "experiment.json"
+    hosts.connect(config.hosts)
     now = experiment.to_json(config)
+    hosts.agree({"the code": hosts.code()} | experiment.flat({**now, "hosts": {}}))
+    experiment.check(config)
+    with hosts.together():
+        if hosts.first():
+            open_workdir(now, workdir)
+    with Signals() as signals, Watchdog(config.training.watchdog) as watchdog:
+        try:
+            with contextlib.closing(Checkpoints(workdir, config.training.keep_last)) as checkpoints:
+                with hosts.together():
+                    prepared = Run(config, workdir, checkpoints, command, signals, watchdog)
+                hosts.agree(prepared.facts())
+                return prepared.finish()
+        except SaveFailed as error:
+            raise Stopped(CANNOT_SAVE, str(error)) from error
+
+
+def open_workdir(now: dict[str, Any], workdir: Path) -> None:
+    """Make the run's directory, or see that it is that of the same experiment."""
+    path = workdir / "experiment.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -57,21 +70,24 @@ def open_workdir(config: Experiment, workdir: Path) -> Checkpoints:
         elif any(workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and holds no training run: choose another --workdir")
         report.write_atomically(path, json.dumps(now, indent=2) + "\n")
-        return Checkpoints(workdir, config.training.keep_last)
+        (workdir / CHECKPOINTS).mkdir(exist_ok=True)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror or error}): choose another") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): restore it, or choose another --workdir") from error
 
 
 class Run:
     """One run: what it is made of, and the loop over it."""
 
-    def __init__(self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str):
+    def __init__(
+        self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str, signals: Signals, watchdog: Watchdog
+    ):
         self.start_time = time.monotonic()
         self.workdir, self.checkpoints, self.command = workdir, checkpoints, command
+        self.signals, self.watchdog = signals, watchdog
         self.view = View(config.training.steps)
         self.task = TASKS[config.task]
         self.latest = checkpoints.latest()
@@ -81,8 +97,13 @@ class Run:
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
         self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
-        self.model = self.config.model.build()
+        compute = config.compute
+        self.model = self.config.model.build().clone(
+            remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
+        )
+        self.flops = flops.training_flops(self.model)
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
+        self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
         self.predictor = Predictor(
             self.model,
@@ -90,7 +111,7 @@ class Run:
             source_tokenizer=self.source_tokenizer,
             target_tokenizer=self.target_tokenizer,
             decoding=config.decoding,
-            place=self.parallel.put_rows,
+            place=self.place,
             multiple_of=self.parallel.rows,
         )
 
@@ -110,10 +131,20 @@ class Run:
             return shared, shared
         return learn(wanted.source, sources), learn(wanted.target, targets)
 
+    def facts(self) -> dict[str, Any]:
+        """What all hosts must have alike."""
+        return {
+            "the newest checkpoint": self.latest,
+            "the tokenizers": hosts.digest(*(tokenizer.to_json() for tokenizer in self.sides())),
+            "the number of training examples": len(self.train_examples),
+            "the number of devices": jax.local_device_count(),
+        }
+
     def finish(self) -> dict[str, Any]:
         """Train what is left, then test; nothing if both are done."""
         path = self.workdir / report.RESULT
-        if self.latest is None or self.latest < self.config.training.steps:
+        steps = self.config.training.steps
+        if self.latest is None or self.latest < steps or (self.latest == steps and not self.evaluated()):
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
@@ -123,42 +154,39 @@ class Run:
 
     def train(self) -> None:
         """The loop: step, log, and every so often evaluate and save."""
-        config, training = self.config, self.config.training
+        training = self.config.training
         batches, shapes = self.training_batches()
-        source, target = config.model.example(batch=1)
-        tx = optim.make(config.optimizer, abstract_params(config.model), training.steps)
-        init = partial(init_state, self.model, tx, (source, target), jax.random.key(config.seed))
-        state = self.restore(batches, init) if self.latest is not None else self.parallel.init(init)
+        state, train_step = self.begin(batches)
         first = int(state.step)
-        self.view.parameters(type(config.model).__name__.removesuffix("Config"), state.params)
+        self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
-        recorder = report.Recorder(self.workdir, first, training.tensorboard)
-        train_step = self.parallel.compile_train(make_train_step(self.model, tx, training.label_smoothing))
-        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model))
-        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes)
-        rate = optim.learning_rate(config.optimizer, training.steps)
-        self.view.start(first)
-        try:
-            with prefetch_to_device(batches, self.put) as stream:
-                clock = Clock(first, training.steps)
-                totals: dict = {}
-                for step in range(first + 1, training.steps + 1):
-                    batch, tokens = next(stream)
-                    state, metrics = train_step(state, batch)
-                    totals = add(totals, metrics)
-                    clock.tokens += tokens
-                    if step % training.log_every == 0 or step == training.steps:
-                        values = {f"train/{name}": value for name, value in divide(jax.device_get(totals)).items()}
-                        values |= clock.lap(step) | {"train/learning_rate": float(rate(step - 1))}
-                        self.view.step(step, values, clock.seconds_left(step))
-                        recorder.write(step, values)
-                        totals = {}
-                    if step % training.eval_every == 0 or step == training.steps:
-                        recorder.write(step, self.evaluate_and_save(state, stream.get_state()))
-                        clock.restart()
-        finally:
-            self.view.stop()
-            recorder.close()
+        self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
+        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes, self.parallel.host)
+        with (
+            self.journal(state) as journal,
+            Programs() as programs,
+            prefetch_to_device(batches, self.feed) as stream,
+            self.signals.held(),
+        ):
+            self.watchdog.alive()
+            if self.latest is None:
+                self.saver.save_first(state, self.progress(stream.get_state()), self.description())
+            elif self.evaluates(first) and not self.evaluated():  # a signal broke it off
+                self.keep(state, stream.get_state(), journal, evaluates=True)
+            for step in range(first + 1, training.steps + 1):
+                fed = next(stream)
+                with programs.watched(fed.shape, partial(self.view.warn, f"step {step}: compiled again for {fed.shape}")):
+                    state, metrics = train_step(state, fed.batch)
+                journal.add(step, fed, metrics)
+                self.watchdog.alive()
+                stop, last = self.signals.asked(), step == training.steps
+                if step % training.log_every == 0 or last:
+                    journal.log(step, stream.waited)
+                if stop or self.evaluates(step) or (training.save_every and step % training.save_every == 0):
+                    with journal.settled():
+                        self.keep(state, stream.get_state(), journal, self.evaluates(step) and not stop, wait=stop or last)
+                if stop:
+                    raise self.signals.end(step)
         if batches.dropped:
             self.view.say(
                 f"{batches.dropped:,} training examples were left out: longer than batching.max_source_len or max_target_len"
@@ -169,59 +197,144 @@ class Run:
         batching = self.config.batching
         data = Tokenized(self.train_examples, *self.sides())
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
-        host = (jax.process_index(), jax.process_count())
-        return train_batches(data, batching, shapes, self.config.seed, host), shapes
+        return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
-    def restore(self, batches, init) -> State:
-        """The newest checkpoint's state; the data goes on where it was."""
-        saved = self.checkpoints.restore(self.latest, self.parallel.abstract(init))
+    def begin(self, batches) -> tuple[State, Any]:
+        """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
+        config = self.config
+        updates = config.training.steps // config.optimizer.accumulate
+        tx = optim.make(config.optimizer, abstract_params(config.model), updates)
+        example, key = config.model.example(batch=1), jax.random.key(config.seed)
+        init = partial(init_state, self.model, tx, example, key, config.optimizer)
+        train_step = self.parallel.compile_train(
+            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute)
+        )
+        abstract = self.parallel.abstract(init)
+        memory.check(abstract)
+        if self.latest is None:
+            return self.parallel.init(init), train_step
+        saved = self.checkpoints.restore(self.latest, abstract)
         batches.set_state(saved.progress["iterator"])
         self.spent = saved.progress["seconds"]
-        self.view.say(f"continuing at step {self.latest} of {self.config.training.steps}")
-        return saved.state
+        self.view.say(f"continuing at step {self.latest} of {config.training.steps}")
+        return saved.state, train_step
+
+    @contextlib.contextmanager
+    def journal(self, state: State) -> Iterator[Journal]:
+        """What is left of the steps to come; lines of steps after this state's are dropped."""
+        training, first = self.config.training, int(state.step)
+        recorder = report.Recorder(self.workdir, first, training.tensorboard) if hosts.first() else report.Unwritten()
+        trace = None
+        if training.trace:
+            trace = report.Lines(self.workdir / report.TRACE, first) if hosts.first() else report.Unwritten()
+        self.view.start(first)
+        try:
+            devices, precision = self.parallel.devices, self.config.compute.precision
+            utilisation = partial(flops.utilisation, devices=devices, precision=precision)
+            yield Journal(self.config, state, self.view, recorder, trace, utilisation)
+        finally:
+            self.view.stop()
+            recorder.close()
+            if trace is not None:
+                trace.close()
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the parameters after this step are to be evaluated."""
+        return step % self.config.training.eval_every == 0 or step == self.config.training.steps
+
+    def evaluated(self) -> bool:
+        """Whether the checkpoint that this command began with has been."""
+        return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
 
-    def put(self, batch) -> tuple[Any, int]:
-        """A batch on its devices, and its number of real tokens."""
-        return self.parallel.put(batch), int(batch.source.mask.sum() + batch.target.mask.sum())
+    def feed(self, batch: Batch) -> Fed:
+        """A training batch on its devices, checked before."""
+        tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
+        shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
+        placed, shares = self.put(batch), self.parallel.host[1]
+        return Fed(placed, shape, placed.example_ids, tokens * shares, self.flops(batch.source, batch.target) * shares)
+
+    def put(self, batch: Batch) -> Batch:
+        """A batch on its devices, if all its ids are in the vocabularies."""
+        check_ids(batch, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size)
+        return self.parallel.put(batch)
+
+    def place(self, source: Any) -> Any:
+        """Sources on their devices, between two batches of an evaluation."""
+        self.breathe()
+        return self.parallel.put_rows(source)
+
+    def breathe(self) -> None:
+        """Called between two batches of an evaluation: it goes on, and a signal breaks it off."""
+        self.watchdog.alive()
+        self.signals.check()
 
     def seconds(self) -> float:
         """Wall time of the whole run, earlier commands included."""
         return self.spent + time.monotonic() - self.start_time
 
-    def evaluate_and_save(self, state: State, iterator: dict) -> dict[str, float]:
-        """Scores on the validation split, shown and returned; a checkpoint; a heatmap."""
-        training = self.config.training
-        step = int(state.step)
-        values = evaluate.teacher_forced(self.eval_step, state.params, self.eval_batches, self.parallel.put)
-        predictor = dataclasses.replace(self.predictor, params=state.params)
+    def keep(self, state: State, iterator: dict, journal: Journal, evaluates: bool, wait: bool = False) -> None:
+        """Save this step: with its score, if it is evaluated and that is not broken off."""
+        best = None
+        try:
+            if evaluates:
+                values, best = self.evaluate(state)
+                journal.recorder.write(int(state.step), values)
+        finally:
+            self.watchdog.alive()
+            self.saver.save(state, self.progress(iterator), self.description(), best, wait)
+
+    def progress(self, iterator: dict) -> dict[str, Any]:
+        """What a checkpoint keeps beside the state: the place in the data, and the wall time of the whole run."""
+        return {"iterator": iterator, "seconds": self.seconds()}
+
+    def description(self) -> dict[str, Any]:
+        """What ``zoo.load`` needs beside the weights."""
+        return describe(self.predictor)
+
+    def evaluate(self, state: State) -> tuple[dict[str, float], float]:
+        """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
+        training, step, params = self.config.training, int(state.step), averaged(state)
+
+        def put(batch):
+            self.breathe()
+            return self.put(batch)
+
+        values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
+        predictor = dataclasses.replace(self.predictor, params=params)
         examples = evaluate.spread(self.validation, training.eval_examples)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
-        best = scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
-        progress = {"iterator": iterator, "seconds": self.seconds()}
-        self.checkpoints.save(state, progress, describe(predictor), experiment.to_json(self.config), best)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
-        return values
+        return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
 
     def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
-        """The heatmap of one example, the longest that is not too long of a few; None for a model without attention."""
+        """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
-        path.parent.mkdir(exist_ok=True)
-        return path if report.heatmap(prediction, path) else None
+        if not hosts.first():
+            return None
+        try:
+            path.parent.mkdir(exist_ok=True)
+            return path if report.heatmap(prediction, path) else None
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            self.view.warn(f"no disk space is left for {path}")
+            return None
 
     def test(self) -> dict[str, Any]:
         """The best checkpoint's score on the whole test split, written to result.json."""
+        self.checkpoints.finish()
         test = self.test_examples
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         loaded = zoo.load(best)
-        predictor = dataclasses.replace(self.predictor, params=loaded.params, place=lambda source: source)
+        predictor = dataclasses.replace(self.predictor, params=self.parallel.place(loaded.params))
         scores, _ = evaluate.decoded(predictor, self.task, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
@@ -235,7 +348,9 @@ class Run:
             "checkpoint": str(best),
             "command": self.command,
         }
-        report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
+        with hosts.together():  # none leaves before the first has written
+            if hosts.first():
+                report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
         self.view.summary(result, image, self.workdir, self.typed())
         return result
 
@@ -245,26 +360,6 @@ class Run:
         return next((source for source in sources if source.isalpha()), sources[0])
 
 
-class Clock:
-    """Speed between two logged steps, evaluation left out, and the time that is left."""
-
-    def __init__(self, step: int, steps: int):
-        self.tokens, self.step, self.steps, self.per_step = 0, step, steps, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Do not count the time since the last lap."""
-        self.since = time.monotonic()
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Tokens and steps a second since the last lap."""
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        speed = {"train/tokens_per_second": self.tokens / seconds, "train/steps_per_second": (step - self.step) / seconds}
-        self.per_step = seconds / max(step - self.step, 1)
-        self.tokens, self.step = 0, step
-        self.restart()
-        return speed
-
-    def seconds_left(self, step: int) -> float:
-        """At the speed of the last lap."""
-        return self.per_step * (self.steps - step)
+def averaged(state: State) -> Any:
+    """The parameters that are evaluated and exported: their moving average, where there is one."""
+    return state.params if state.ema is None else state.ema

@@ -6,6 +6,7 @@ A mean of per-batch or per-device means is wrong as soon as padding differs betw
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
 
     Args:
       logits_BTV: any float dtype; computed in float32.
-      target: ``core.Tokens`` (B, T).
+      target: ``core.Tokens`` (B, T); ids at masked positions are not read.
       label_smoothing: epsilon, 0 ... 1.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
@@ -64,3 +65,31 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
         return Metric(jnp.where(target.mask, x_BT, 0).sum(dtype=jnp.float32), count)
 
     return {"loss": total(loss_BT), "nll": total(nll_BT), "accuracy": total(right_BT)}
+
+
+def chunked_token_metrics(
+    logits: Callable[[jax.Array], jax.Array], hidden_BTD: jax.Array, target, chunk: int, label_smoothing: float = 0.0
+) -> dict[str, Metric]:
+    """``token_metrics`` without ever holding the logits of all positions, nor their gradient.
+
+    Args:
+      logits: hidden states (B, N, D) -> (B, N, V), for any N; computed a second time for the gradient.
+      hidden_BTD: what it reads.
+      target: ``core.Tokens`` (B, T).
+      chunk: positions at a time, at most.
+      label_smoothing: epsilon, 0 ... 1.
+    """
+    B, T = target.mask.shape
+    count = max(-(-T // chunk), 1)
+    size = -(-T // count)  # chunks of one size, the last one padded by as little as can be
+
+    def split(x_BTX: jax.Array) -> jax.Array:
+        padding = [(0, 0), (0, count * size - T), *[(0, 0)] * (x_BTX.ndim - 2)]
+        return jnp.pad(x_BTX, padding).reshape(B, count, size, *x_BTX.shape[2:]).swapaxes(0, 1)
+
+    def metrics(part) -> dict[str, Metric]:
+        hidden_BND, target = part
+        return token_metrics(logits(hidden_BND), target, label_smoothing)
+
+    parts = jax.lax.map(jax.checkpoint(metrics, prevent_cse=False), jax.tree.map(split, (hidden_BTD, target)))
+    return jax.tree.map(lambda x: x.sum(axis=0), parts)

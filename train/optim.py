@@ -32,8 +32,9 @@ class Optimizer:
       weight_decay: adamw and sgd: parameters shrink by learning rate x weight_decay x the rule's factor at each step.
       decay_rules: (regex, factor of weight_decay); by default not biases, norms' scales and embeddings.
       rate_rules: (regex, factor of the learning rate); 0 freezes a parameter.
-      accumulate: batches whose gradients make one update.
+      accumulate: batches whose gradients make one update; schedules count updates.
       ema: decay of the exponential moving average of the parameters, which is evaluated and exported instead of them; 0: none.
+        After t updates it is at most (1 + t) / (10 + t), so that the average soon forgets where it began.
     """
 
     name: Literal["adam", "adamw", "adafactor", "sgd"] = "adam"
@@ -52,7 +53,11 @@ class Optimizer:
 
 
 def learning_rate(optimizer: Optimizer, steps: int) -> optax.Schedule:
-    """step -> learning rate; the first update is step 0 and already moves."""
+    """update -> learning rate; the first one is 0 and already moves.
+
+    Args:
+      steps: updates in all: the run's batches // ``optimizer.accumulate``.
+    """
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
 
     def schedule(count):
@@ -126,7 +131,7 @@ def keep(factors: PyTree, like: PyTree) -> PyTree:
 
 
 def make(optimizer: Optimizer, params: PyTree, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation for these parameters (arrays or shapes).
+    """The gradient transformation for these parameters (arrays or shapes); ``steps`` as for ``learning_rate``.
 
     Frozen parameters have no optimizer state and do not count in the gradient's norm.
     """

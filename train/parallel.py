@@ -1,12 +1,14 @@
 """The same step on many devices, in two ways: ``pmap`` (data parallel) and ``mesh`` (data x fsdp x model by rules).
 
-Both keep one un-stacked state, so that checkpoints, evaluation and generation do not know which was used.
+Both keep one un-stacked state, so that checkpoints, evaluation and generation do not know which was used. Both work on the
+devices of all hosts: a state's arrays are global, and a host brings the rows of a batch that its own devices hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -38,81 +40,125 @@ class Parallel:
 
 
 def make(parallel: Parallel, rules: tuple = ()) -> Pmap | MeshParallel:
-    """The strategy for the devices of this machine. Raises UserError if they cannot be shared so."""
-    found = jax.devices()
-    count = parallel.devices or len(found)
-    if not 0 < count <= len(found):
-        raise UserError(
-            f"parallel.devices is {parallel.devices}, but there are {len(found)}: choose 1 to {len(found)}, or 0 for all"
-        )
+    """The strategy for the devices of all hosts. Raises UserError if they cannot be shared so."""
+    devices = choose(parallel.devices)
     if parallel.kind == "pmap":
         if parallel.fsdp != 1 or parallel.model != 1:
             raise UserError('parallel.fsdp and parallel.model need a mesh: set parallel.kind to "mesh"')
-        return Pmap(found[:count])
-    if parallel.fsdp < 1 or parallel.model < 1 or count % (parallel.fsdp * parallel.model):
+        return Pmap(devices)
+    if parallel.fsdp < 1 or parallel.model < 1 or len(devices) % (parallel.fsdp * parallel.model):
         raise UserError(
-            f"parallel.fsdp x parallel.model is {parallel.fsdp} x {parallel.model}, which does not divide {count} devices: "
-            "choose factors of that number"
+            f"parallel.fsdp x parallel.model is {parallel.fsdp} x {parallel.model}, which does not divide {len(devices)} "
+            "devices: choose factors of that number"
         )
-    return MeshParallel(found[:count], parallel, rules)
+    return MeshParallel(devices, parallel, rules)
 
 
-class Pmap:
-    """Data parallel: the state replicated, a batch's rows split, gradients summed.
+def choose(count: int) -> list:
+    """As many devices, the same number of each host, one host's after another's; 0 chooses all."""
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    hosts = jax.process_count()
+    if not 0 <= count <= len(found) or count % hosts:
+        raise UserError(
+            f"parallel.devices is {count}, but there are {len(found)}: choose {hosts} to {len(found)}, or 0 for all"
+            + f", a multiple of the {hosts} hosts" * (hosts > 1)
+        )
+    each = (count or len(found)) // hosts
+    return [device for host in range(hosts) for device in [d for d in found if d.process_index == host][:each]]
+
+
+class Devices:
+    """A mesh, and where a batch's rows lie on it.
 
     Attributes:
+      devices: all of the mesh, of all hosts.
       rows: a batch's rows must be a multiple of this.
+      host: (index, count), this host's share of a batch's rows: hosts that share the same rows have the same index.
     """
 
-    def __init__(self, devices: list):
-        self.devices, self.rows = devices, len(devices)
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self._replicated, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    def __init__(self, mesh: jax.sharding.Mesh, axes: tuple[str, ...]):
+        self.mesh, self.devices = mesh, list(mesh.devices.flat)
+        self.rows = math.prod(mesh.shape[axis] for axis in axes)
+        self.replicated, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P(axes))
+        self.host = self._share()
 
-    def compile_train(self, train_step: Callable) -> Callable:
-        """``step(state, batch) -> (state, metrics)``; the state passed in is consumed."""
-        return jax.pmap(
-            functools.partial(train_step, axis="data"),
-            axis_name="data",
-            in_axes=(None, 0),
-            out_axes=(None, None),
-            devices=self.devices,
-            donate_argnums=0,
-        )
+    def _share(self) -> tuple[int, int]:
+        held: dict[int, set[int]] = {}
+        for device, (rows,) in self.split.devices_indices_map((self.rows,)).items():
+            held.setdefault(device.process_index, set()).add(rows.start or 0)
+        shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+        if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != self.rows:
+            raise UserError(
+                f"parallel.model is {len(self.devices) // self.rows}, which does not fit the "
+                f"{len(self.mesh.local_devices)} devices of a host: choose one that divides them or is a multiple of them"
+            )
+        return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
-    def compile_eval(self, eval_step: Callable) -> Callable:
-        """``step(params, batch) -> metrics``."""
-        step = functools.partial(eval_step, axis="data")
-        return jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None, devices=self.devices)
-
-    def init(self, init: Callable[[], State]) -> State:
-        """A new state, placed."""
-        return jax.jit(init, out_shardings=self._replicated)()
+    def sharding(self, path: tuple, leaf: Any) -> NamedSharding:
+        """The place of a leaf of the state: on every device."""
+        return self.replicated
 
     def abstract(self, init: Callable[[], State]) -> State:
         """The state's shapes, dtypes and places: what a checkpoint is restored to."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated), jax.eval_shape(init))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(path, x)), jax.eval_shape(init)
+        )
+
+    def init(self, init: Callable[[], State]) -> State:
+        """A new state, made in its places."""
+        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
+
+    def place(self, params: PyTree) -> PyTree:
+        """Parameters that every host has whole, in their places."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.make_array_from_process_local_data(self.sharding(path, x), np.asarray(x), x.shape), params
+        )
 
     def put(self, batch: PyTree) -> PyTree:
-        """A batch for ``step``: rows (B, ...) become (devices, B / devices, ...)."""
+        """A batch for ``step``, of this host's rows: together with those of the other hosts the global batch."""
+        # No collective: a thread that reads ahead may call this while the main one computes.
+        count = self.host[1]
         return jax.tree.map(
-            lambda x: jax.device_put(x.reshape(self.rows, x.shape[0] // self.rows, *x.shape[1:]), self._split), batch
+            lambda x: jax.make_array_from_process_local_data(self.split, x, (len(x) * count, *x.shape[1:])), batch
         )
 
     def put_rows(self, batch: PyTree) -> PyTree:
-        """A batch for a plain ``jit``, such as generation: its rows split over the devices."""
-        return jax.device_put(batch, self._split)
+        """A whole batch that every host has, for a plain ``jit`` such as generation: its rows split over the devices."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x, x.shape), batch)
 
 
-class MeshParallel:
+class Pmap(Devices):
+    """Data parallel: the state replicated, a batch's rows split, gradients summed.
+
+    It is what ``jax.pmap`` does, over the devices of all hosts: ``jax.pmap`` itself is ``jit`` of ``shard_map`` today, but it
+    hands out arrays of one host, which neither a checkpoint nor generation over all hosts can take.
+    """
+
+    def __init__(self, devices: list):
+        super().__init__(jax.sharding.Mesh(np.array(devices), ("data",)), ("data",))
+
+    def compile_train(self, train_step: Callable) -> Callable:
+        """``step(state, batch) -> (state, metrics)``; the state passed in is consumed."""
+        return jax.jit(self._per_device(train_step), donate_argnums=0)
+
+    def compile_eval(self, eval_step: Callable) -> Callable:
+        """``step(params, batch) -> metrics``."""
+        return jax.jit(self._per_device(eval_step))
+
+    def _per_device(self, step: Callable) -> Callable:
+        # check_vma would make a sum of gradients over devices count them twice: the step sums them itself.
+        step = functools.partial(step, axis="data")
+        return jax.shard_map(step, mesh=self.mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+
+
+class MeshParallel(Devices):
     """Sharded by rules: ``jit`` over a mesh with axes data, fsdp and model; XLA adds the communication."""
 
     def __init__(self, devices: list, parallel: Parallel, rules: tuple):
         shape = (len(devices) // (parallel.fsdp * parallel.model), parallel.fsdp, parallel.model)
-        self.devices, self.rows, self.rules = devices, shape[0] * shape[1], rules
-        self.mesh = jax.make_mesh(shape, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=devices)
-        self._replicated = NamedSharding(self.mesh, P())
-        self._split = NamedSharding(self.mesh, P(("data", "fsdp")))
+        names = ("data", "fsdp", "model")
+        super().__init__(jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices), ("data", "fsdp"))
+        self.rules = rules
 
     def sharding(self, path: tuple, leaf: Any) -> NamedSharding:
         """The place of a leaf of the state: a parameter's rule, which its optimizer moments share; else replicated."""
@@ -127,16 +173,6 @@ class MeshParallel:
             return P()
         sizes = [self.mesh.shape[axis] if axis else 1 for axis in spec]
         return P(*(axis if shape[i] % sizes[i] == 0 else None for i, axis in enumerate(spec)))
-
-    def abstract(self, init: Callable[[], State]) -> State:
-        """The state's shapes, dtypes and places."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(path, x)), jax.eval_shape(init)
-        )
-
-    def init(self, init: Callable[[], State]) -> State:
-        """A new state, made in its places."""
-        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
 
     def compile_train(self, train_step: Callable) -> Callable:
         """``step(state, batch) -> (state, metrics)``; the state passed in is consumed and keeps its places."""
@@ -157,9 +193,3 @@ class MeshParallel:
                 return eval_step(params, batch)
 
         return jax.jit(step)
-
-    def put(self, batch: PyTree) -> PyTree:
-        """A batch for ``step``: its rows split over data and fsdp."""
-        return jax.device_put(batch, self._split)
-
-    put_rows = put

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from train.metrics import Metric, token_metrics
+from train.metrics import Metric, chunked_token_metrics, token_metrics
+from train.optim import Optimizer
 from zoo.core import PyTree, Seq2Seq
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the same numbers are computed: a run may be resumed with other values.
+
+    Attributes:
+      precision: of activations and products; parameters, their averages and the loss stay float32.
+      remat: compute the layers' activations again for the gradient instead of keeping them.
+      scan_layers: compile one layer and loop over it, where the variant's layers are alike.
+      logits_chunk: target positions whose logits exist at a time in training; 0: all.
+      attention: "auto" uses cuDNN's kernel where it can be used, "xla" never.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    scan_layers: bool = False
+    logits_chunk: int = 0
+    attention: Literal["auto", "xla"] = "auto"
 
 
 class Accumulated(NamedTuple):
@@ -61,24 +82,67 @@ class State(NamedTuple):
     accumulated: Accumulated | None = None
 
 
-def init_state(model: Seq2Seq, tx: optax.GradientTransformation, example: tuple, key: jax.Array) -> State:
+def init_state(
+    model: Seq2Seq, tx: optax.GradientTransformation, example: tuple, key: jax.Array, optimizer: Optimizer = Optimizer()
+) -> State:
     """The state before the first step. ``example`` is (source, target) of any shape that the model takes."""
     init_key, key = jax.random.split(key)
-    return new_state(model.init(init_key, *example)["params"], tx, key)
+    return new_state(model.init(init_key, *example)["params"], tx, key, optimizer)
 
 
-def new_state(params: PyTree, tx: optax.GradientTransformation, key: jax.Array) -> State:
-    """The state that begins with these parameters."""
-    zero = jnp.zeros((), jnp.int32)
-    return State(zero, key, params, tx.init(params), Skipped(zero, zero))
+def new_state(params: PyTree, tx: optax.GradientTransformation, key: jax.Array, optimizer: Optimizer = Optimizer()) -> State:
+    """The state that begins with these parameters; the optimizer says whether it accumulates gradients and has an average."""
+    zero = lambda dtype: jnp.zeros((), dtype)  # noqa: E731  each time a buffer of its own, since a step consumes its state
+    accumulated = Accumulated(jax.tree.map(jnp.zeros_like, params), zero(jnp.float32), zero(jnp.int32))
+    return State(
+        step=zero(jnp.int32),
+        key=key,
+        params=params,
+        opt_state=tx.init(params),
+        skipped=Skipped(zero(jnp.int32), zero(jnp.int32)),
+        ema=jax.tree.map(jnp.copy, params) if optimizer.ema else None,
+        accumulated=accumulated if optimizer.accumulate > 1 else None,
+    )
 
 
-def make_train_step(model: Seq2Seq, tx: optax.GradientTransformation, label_smoothing: float = 0.0) -> Callable:
+def updates(state: State, accumulate: int) -> jax.Array:
+    """The updates made so far, () int32: what a schedule counts."""
+    return (state.step - state.skipped.total) // accumulate
+
+
+def make_train_step(
+    model: Seq2Seq,
+    tx: optax.GradientTransformation,
+    label_smoothing: float = 0.0,
+    optimizer: Optimizer = Optimizer(),
+    compute: Compute = Compute(),
+) -> Callable:
     """``train_step(state, batch, axis=None) -> (state, metrics)``.
 
-    The loss is a sum over real target tokens; sum and count are added over the devices of ``axis`` and divided once.
-    Dropout depends on the state's key, the step and, under an axis, the device.
+    The loss is a sum over real target tokens; sum and count are added over the devices of ``axis`` and an update's batches,
+    then divided once: ``accumulate`` batches give the update of one batch of all their rows. Dropout depends on the state's
+    key, the step and, under an axis, the device.
+
+    A batch whose loss or gradient is not finite leaves every bit of the parameters, the optimizer with its schedule, the
+    average and the accumulated gradients as it was. Its metrics count nothing, but for ``skipped``, which is one.
+
+    Args:
+      tx: made by ``optim.make``; its schedule counts updates.
+      label_smoothing: share of the target probability given to the other tokens.
+      optimizer: for its ``accumulate`` and ``ema``, those of the state.
+      compute: for its precision and ``logits_chunk``.
     """
+
+    def update(state: State, total: Accumulated) -> State:
+        grads = jax.tree.map(lambda g: g / jnp.maximum(total.count, 1), total.grads)
+        changes, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        ema, accumulated = state.ema, state.accumulated
+        if ema is not None:
+            ema = average(ema, params, optimizer.ema, updates(state, optimizer.accumulate))
+        if accumulated is not None:
+            accumulated = jax.tree.map(jnp.zeros_like, accumulated)
+        return state._replace(params=params, opt_state=opt_state, ema=ema, accumulated=accumulated)
 
     def train_step(state: State, batch, axis: str | None = None) -> tuple[State, dict[str, Metric]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -86,29 +150,79 @@ def make_train_step(model: Seq2Seq, tx: optax.GradientTransformation, label_smoo
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
         def loss_sum(params):
-            rngs = {"dropout": key}
-            outputs = model.apply({"params": params}, batch.source, batch.target, train=True, rngs=rngs)
-            metrics = token_metrics(outputs.logits, batch.target, label_smoothing)
+            metrics = teacher_forced(model, params, batch, compute, label_smoothing, key)
             return metrics["loss"].sum, metrics
 
         grads, metrics = jax.grad(loss_sum, has_aux=True)(state.params)
         if axis is not None:
             grads, metrics = jax.lax.psum((grads, metrics), axis)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics["loss"].count, 1), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        metrics["gradient_norm"] = Metric(optax.tree.norm(grads), jnp.float32(1))
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        loss = metrics["loss"]
+        norm = optax.tree.norm(jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1), grads))
+        finite = jnp.isfinite(loss.sum) & jnp.isfinite(norm)
+
+        metrics["gradient_norm"] = Metric(norm, jnp.float32(1))
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
+        metrics["skipped"] = Metric((~finite).astype(jnp.float32), jnp.float32(1))
+
+        total = Accumulated(grads, loss.count, jnp.int32(1))
+        old = state._replace(key=None)  # which takes part in no choice: it never changes
+        if optimizer.accumulate == 1:
+            new = where(finite, update(old, total), old)  # costs less than a branch, where nearly each batch is an update
+        else:
+            total = where(finite, jax.tree.map(jnp.add, old.accumulated, total), old.accumulated)
+            old = old._replace(accumulated=total)
+            complete = finite & (total.batches == optimizer.accumulate)
+            new = jax.lax.cond(complete, lambda: update(old, total), lambda: old)
+        skipped = Skipped(state.skipped.total + ~finite, jnp.where(finite, 0, state.skipped.in_a_row + 1))
+        return new._replace(step=state.step + 1, key=state.key, skipped=skipped), metrics
 
     return train_step
 
 
-def make_eval_step(model: Seq2Seq) -> Callable:
+def make_eval_step(model: Seq2Seq, compute: Compute = Compute()) -> Callable:
     """``eval_step(params, batch, axis=None) -> metrics`` by teacher forcing, without dropout or label smoothing."""
 
     def eval_step(params: PyTree, batch, axis: str | None = None) -> dict[str, Metric]:
-        outputs = model.apply({"params": params}, batch.source, batch.target)
-        metrics = token_metrics(outputs.logits, batch.target)
+        metrics = teacher_forced(model, params, batch, compute)
         return metrics if axis is None else jax.lax.psum(metrics, axis)
 
     return eval_step
+
+
+def teacher_forced(
+    model: Seq2Seq, params: PyTree, batch, compute: Compute, label_smoothing: float = 0.0, key: jax.Array | None = None
+) -> dict[str, Metric]:
+    """``token_metrics`` of a batch; with a key, dropout draws from it.
+
+    Args:
+      params: float32, whatever the precision: their gradients are too.
+    """
+    low = lambda tree: cast(tree, jnp.dtype(compute.precision))  # noqa: E731
+    train, rngs = key is not None, {} if key is None else {"dropout": key}
+    outputs = model.apply({"params": low(params)}, low(batch.source), batch.target, train=train, rngs=rngs)
+    if not compute.logits_chunk:
+        return token_metrics(outputs.logits, batch.target, label_smoothing)
+
+    def logits(hidden_BTD):  # cast anew for each chunk, so that their gradients are added in float32
+        return model.apply({"params": low(params)}, hidden_BTD, method="logits")
+
+    return chunked_token_metrics(logits, outputs.hidden, batch.target, compute.logits_chunk, label_smoothing)
+
+
+def cast(tree: PyTree, dtype) -> PyTree:
+    """The tree with its floating-point leaves of this dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """``new`` or ``old``, each leaf bit for bit."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def average(ema: PyTree, params: PyTree, decay: float, count: jax.Array) -> PyTree:
+    """decay x ema + (1 - decay) x params, where the decay is at most (1 + count) / (10 + count).
+
+    Without that bound the first 1 / (1 - decay) updates would be averaged with the random start.
+    """
+    decay = jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)

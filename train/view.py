@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -20,10 +21,11 @@ from zoo.core import PyTree
 from zoo.predictor import Prediction
 
 
-class View:
+class View(logging.Handler):
     """Prints on the host with index 0; silent on the others."""
 
     def __init__(self, steps: int, console: Console | None = None):
+        super().__init__()
         self.console = console or Console(quiet=jax.process_index() > 0, highlight=False, soft_wrap=True)
         self.steps = steps
         self.progress: Progress | None = None
@@ -31,6 +33,14 @@ class View:
     def say(self, text: str) -> None:
         """A plain line."""
         self.console.print(escape(text))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A message of a logger."""
+        (self.warn if record.levelno >= logging.WARNING else self.say)(record.getMessage())
+
+    def warn(self, text: str) -> None:
+        """A line that must not be overlooked."""
+        self.console.print(f"[bold red]warning:[/bold red] {escape(text)}")
 
     def parameters(self, name: str, params: PyTree) -> None:
         """How many parameters each part has."""
@@ -43,7 +53,9 @@ class View:
         self.console.print(table)
 
     def start(self, step: int) -> None:
-        """Show the bar, if this is a terminal."""
+        """Show the bar, if this is a terminal, and what models say of how they compute."""
+        logging.getLogger("zoo").setLevel(logging.INFO)
+        logging.getLogger("zoo").addHandler(self)
         if not self.console.is_terminal:
             return
         self.progress = Progress(
@@ -76,6 +88,7 @@ class View:
 
     def stop(self) -> None:
         """Take the bar away."""
+        logging.getLogger("zoo").removeHandler(self)
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import get_args, get_type_hints
 
 import zoo
+from zoo.checkpoint.directory import load_average
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -53,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("out", help="a directory that does not exist yet")
+    command.add_argument(
+        "--average", type=int, metavar="N", help="the mean of a run's last N checkpoints instead of its best one"
+    )
     command.set_defaults(run=export)
     return top
 
@@ -144,7 +148,8 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def export(options: argparse.Namespace) -> None:
-    zoo.save(zoo.load(options.directory), options.out)
+    average = options.average is not None
+    zoo.save(load_average(options.directory, options.average) if average else zoo.load(options.directory), options.out)
     print(f"exported to {options.out}; use it with: python -m zoo predict {options.out} TEXT")
 
 

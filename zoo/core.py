@@ -36,12 +36,23 @@ import numpy as np
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+LONGEST_MESSAGE = 2000  # characters of a UserError
 
 PyTree = Any
 
 
 class UserError(ValueError):
-    """Bad input: one sentence that names the thing and the way out. Commands print it and exit with 2."""
+    """Bad input: one sentence that names the thing and the way out. Commands print it and exit with 2.
+
+    As text it is one line that a terminal can show, whatever a file or another library's message put into it.
+
+    >>> print(UserError("there is no file a\\nb"))
+    there is no file a b
+    """
+
+    def __str__(self) -> str:
+        text = "".join(c if c.isprintable() else " " for c in super().__str__())
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
 
 
 class Tokens(NamedTuple):

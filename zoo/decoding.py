@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import numbers
+from typing import Literal, get_args, get_type_hints
 
 import jax
 
@@ -11,6 +12,25 @@ from zoo.core import UserError
 from zoo.generate import PENALTIES, Beam, Greedy, Rules, Sample
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}  # what leaves a distribution as it is
+
+# The least and the most of each number: beyond these lie mistakes, and searches that no memory holds.
+BOUNDS = {
+    "beams": (1, 1024),
+    "length_penalty": (-100.0, 100.0),
+    "n_best": (1, 1024),
+    "temperature": (1e-4, 1e4),
+    "top_k": (0, 2**24),
+    "top_p": (1e-9, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical": (1e-9, 1.0),
+    "seed": (0, 2**32 - 1),
+    "repetition_penalty": (1e-4, 1e4),
+    "no_repeat_ngram": (0, 2**20),
+    "min_len": (0, 2**20),
+    "max_len": (1, 2**20),
+    "max_len_ratio": (0.0, 1e4),
+    "max_source_len": (1, 2**20),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +77,13 @@ class Decoding:
     max_len_ratio: float = 0.0
     max_source_len: int = 512
 
-    def search(self, keys: jax.Array) -> Greedy | Sample | Beam:
+    def search(self, keys: jax.Array | None) -> Greedy | Sample | Beam:
         """The search that these settings describe, with a PRNG key for each text should it sample.
 
         Raises:
-          UserError: settings that contradict each other.
+          UserError: a value that cannot be meant, or settings that contradict each other.
         """
-        if self.max_source_len < 1:
-            raise UserError(f"max_source_len is {self.max_source_len}: it must be at least 1")
-        if self.n_best < 1:
-            raise UserError(f"n_best is {self.n_best}: ask for at least 1 output")
+        self.check()
         if self.risk != "none" and self.n_best < 2:
             raise UserError(f"risk is {self.risk!r} but n_best is {self.n_best}: minimum Bayes risk chooses among several")
         several = self.n_best if self.n_best > 1 else None
@@ -92,6 +109,20 @@ class Decoding:
         make = PENALTIES[self.penalty]
         penalty = make() if self.penalty in ("none", "average") else make(self.length_penalty)
         return Beam(self.beams, penalty, n_best=several)
+
+    def check(self) -> None:
+        """Raises UserError for the first field whose value no search can be given."""
+        for name, hint in get_type_hints(Decoding).items():
+            value = getattr(self, name)
+            if name in BOUNDS:
+                low, high = BOUNDS[name]
+                whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+                if not (whole or (hint is float and isinstance(value, numbers.Real))) or not low <= value <= high:
+                    raise UserError(f"{name} is {value!r}: it must be {low} to {high}{', a whole number' * (hint is int)}")
+            elif hint is bool and not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}: it must be True or False")
+            elif get_args(hint) and value not in get_args(hint):
+                raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hint))}")
 
     @property
     def rules(self) -> Rules:

@@ -79,7 +79,7 @@ class Predictor:
           **options: fields of ``Decoding`` to change for this call.
 
         Raises:
-          UserError: ``texts`` is one string, or an unknown option.
+          UserError: ``texts`` is one string or holds something else, or an unknown option.
         """
         return [prediction.text for prediction in self.predictions(texts, **options)]
 
@@ -87,6 +87,9 @@ class Predictor:
         """Like ``predict``, with scores, tokens and, on request, attention weights."""
         if isinstance(texts, str):
             raise UserError(f"predict takes a list of texts, not the single text {texts!r}: write [text]")
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"predict takes a list of texts, not {text!r} in it: convert it to a string")
         decoding = self.settings(options)
         if attention and decoding.risk != "none":
             raise UserError(f"attention is given for the output that the search ranks first, not by risk {decoding.risk!r}")
@@ -117,7 +120,7 @@ class Predictor:
         if unknown:
             raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
         decoding = dataclasses.replace(self.decoding, **options)
-        decoding.search(jax.random.key(decoding.seed))  # its checks, also when there is no text
+        decoding.search(None)  # its checks, also when there is no text
         return decoding
 
     def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:

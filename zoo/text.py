@@ -10,7 +10,9 @@ model can find it whole, and the library's search for special tokens in text is 
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ Kind = Literal["characters", "words", "bpe", "unigram"]
 
 SUBWORDS = 8000  # tokens of a BPE or Unigram vocabulary unless told otherwise
 NO_LIMIT = 2**31
+LONGEST_WORD = 1000  # characters: the time that the library takes to learn subwords grows with the square of a word's length
 SPACE = "▁"  # what stands for a space inside BPE and Unigram tokens
 INSIDE_SPECIAL = "<(?=({})>)".format("|".join(token[1:-1] for token in SPECIAL_TOKENS))
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: Python's strings may hold one, the library's may not
@@ -62,14 +65,17 @@ class Tokenizer:
           lowercase: make text lower case before anything else.
 
         Raises:
-          UserError: unknown kind, a vocabulary too small for anything, or texts without a single token.
+          UserError: unknown kind, a vocabulary too small for anything or too large for ids, or texts without a single token.
         """
         if kind not in get_args(Kind):
             raise UserError(f"the tokenizer kind {kind!r} does not exist: choose one of {', '.join(get_args(Kind))}")
-        if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
+        if vocab_size is not None and not len(SPECIAL_TOKENS) < vocab_size <= NO_LIMIT:
             raise UserError(
-                f"a vocab_size of {vocab_size} leaves no room beside the {len(SPECIAL_TOKENS)} special tokens: raise it"
+                f"a vocab_size of {vocab_size} leaves no room beside the {len(SPECIAL_TOKENS)} special tokens, or for ids: "
+                f"choose {len(SPECIAL_TOKENS) + 1} to {NO_LIMIT}"
             )
+        if not 0 <= min_count <= NO_LIMIT:
+            raise UserError(f"a min_count of {min_count} cannot be meant: give 1 to keep everything")
         backend, trainer = _untrained(kind, vocab_size, min_count, lowercase)
         _fit(backend, trainer, map(without_surrogates, texts))
         if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
@@ -84,9 +90,9 @@ class Tokenizer:
             raise UserError(f"there is no tokenizer file {path}: give the path of a tokenizer.json that seq2seq-zoo saved")
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a readable tokenizer ({error}): save it again") from error
 
     @classmethod
@@ -94,14 +100,12 @@ class Tokenizer:
         """The inverse of ``to_json``; ``where`` names the file in a UserError."""
         import tokenizers
 
+        if not _is_ours(data):
+            raise UserError(f"{where} is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train")
         try:
-            backend = tokenizers.Tokenizer.from_str(json.dumps(data))
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(data)))
         except Exception as error:  # the library raises plain Exception for anything it cannot read
             raise UserError(f"{where} is not a readable tokenizer ({error}): save it again") from error
-        try:
-            return cls(backend)
-        except UserError as error:
-            raise UserError(f"{where} is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train") from error
 
     def save(self, path: str | Path) -> None:
         """Write a standard tokenizer.json."""
@@ -179,11 +183,30 @@ def _fit(backend: Any, trainer: Any, texts: Iterator[str]) -> None:
     from tokenizers import models
     from tokenizers.processors import TemplateProcessing
 
+    if not isinstance(backend.model, models.WordLevel):
+        texts = _for_subwords(texts, backend.normalizer, trainer.vocab_size)
     backend.train_from_iterator(texts, trainer)
     if isinstance(backend.model, models.Unigram):
         backend.model = models.Unigram(_canonical(json.loads(backend.to_str())["model"]["vocab"]), unk_id=UNK)
     eos = SPECIAL_TOKENS[EOS]
     backend.post_processor = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
+
+
+def _for_subwords(texts: Iterator[str], normalizer: Any, vocab_size: int) -> Iterator[str]:
+    """The texts, with endless words broken; an error at their end if the characters, each a token, leave the library no room.
+
+    It would keep to no limit then (BPE), or try for ever (Unigram).
+    """
+    characters = {SPACE}
+    for text in texts:
+        characters.update(normalizer.normalize_str(text).replace(" ", SPACE))
+        yield re.sub(f"[^ ]{{{LONGEST_WORD}}}", r"\g<0> ", text)
+    least = len(characters) + len(SPECIAL_TOKENS)
+    if least > vocab_size:
+        raise UserError(
+            f"the texts hold {len(characters):,} different characters, too many for a vocab_size of {vocab_size:,}: "
+            f"raise it to {least:,} or more"
+        )
 
 
 def _canonical(vocab: list) -> list[tuple[str, float]]:
@@ -201,15 +224,73 @@ def _canonical(vocab: list) -> list[tuple[str, float]]:
 
 
 def _kind(backend: Any) -> Kind:
-    """Which kind a ``tokenizers.Tokenizer`` is, told by its model and decoder; UserError if it is none of ours."""
+    """Which kind a ``tokenizers.Tokenizer`` is; UserError if it is none of ours."""
     file = json.loads(backend.to_str())
-    model, decoder = file["model"]["type"], (file["decoder"] or {}).get("type")
-    kinds = {("WordLevel", "Fuse"): "characters", ("WordLevel", None): "words", ("BPE", "Sequence"): "bpe"}
-    kind = (kinds | {("Unigram", "Sequence"): "unigram"}).get((model, decoder))
-    specials = tuple(map(backend.id_to_token, range(len(SPECIAL_TOKENS))))
-    if kind is None or specials != SPECIAL_TOKENS or backend.encode("").ids != [EOS]:
+    kind = next((kind for kind, form in _forms() if form == _form(file)), None)
+    if kind is None or not _is_sound(file["model"]):
         raise UserError("this is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train")
     return kind
+
+
+@functools.cache
+def _forms() -> list[tuple[Kind, Any]]:
+    """What a file of each kind holds around its vocabulary, as this version of the library writes it."""
+    forms = []
+    for kind in get_args(Kind):
+        for lowercase in (False, True):
+            backend, trainer = _untrained(kind, None, 1, lowercase)
+            _fit(backend, trainer, iter(["a"]))
+            forms.append((kind, _form(json.loads(backend.to_str()))))
+    return forms
+
+
+def _form(file: dict[str, Any]) -> dict[str, Any]:
+    return {**file, "model": {key: value for key, value in file["model"].items() if key not in ("vocab", "merges")}}
+
+
+def _is_ours(file: Any) -> bool:
+    """Whether a file may be given to the library, which panics, aborts or takes all memory over some that it cannot use.
+
+    What an older version of it left out it fills in itself.
+    """
+    if not isinstance(file, dict) or not isinstance(file.get("model"), dict) or not _is_sound(file["model"]):
+        return False
+    return any(_within(_form(file), form) for _, form in _forms())
+
+
+def _within(part: Any, whole: Any) -> bool:
+    """Whether JSON is the same but for keys that it lacks."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return part.keys() <= whole.keys() and all(_within(value, whole[key]) for key, value in part.items())
+    if isinstance(part, list) and isinstance(whole, list):
+        return len(part) == len(whole) and all(map(_within, part, whole))
+    return type(part) is type(whole) and part == whole
+
+
+def _is_sound(model: dict[str, Any]) -> bool:
+    """Whether each id below the vocabulary's size has one token, the special ones first, and merges make tokens of tokens."""
+    vocab, merges = model.get("vocab"), model.get("merges", [])
+    if isinstance(vocab, dict):
+        if not all(type(i) is int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
+            return False
+        tokens = sorted(vocab, key=vocab.get)
+    elif _are(vocab, str, (int, float)) and all(map(math.isfinite, (score for _, score in vocab))):
+        tokens = [token for token, _ in vocab]
+    else:
+        return False
+    known = set(tokens)
+    return (
+        len(known) == len(tokens)
+        and tuple(tokens[: len(SPECIAL_TOKENS)]) == SPECIAL_TOKENS
+        and _are(merges, str, str)
+        and all({left, right, left + right} <= known for left, right in merges)
+    )
+
+
+def _are(pairs: Any, *types: Any) -> bool:
+    """Whether JSON is a list of pairs of these types."""
+    fits = lambda pair: isinstance(pair, list) and len(pair) == 2 and all(map(isinstance, pair, types))  # noqa: E731
+    return isinstance(pairs, list) and all(map(fits, pairs))
 
 
 def without_surrogates(text: str) -> str:

@@ -15,6 +15,9 @@ import jax
 import zoo
 from zoo.core import SPECIAL_TOKENS, ModelConfig, PyTree, UserError
 
+# The least and the most of a model's numbers, by the end of the field's name; else 1 to 2**20 for whole ones.
+BOUNDS = {"vocab_size": (0, 2**24), "_id": (0, 2**24), "layers": (1, 1000), "dropout": (0, 1)}
+
 
 class Row(NamedTuple):
     """One preset, as ``python -m zoo list`` and the README print it."""
@@ -72,13 +75,26 @@ def config_from_json(data: Any, where: str) -> ModelConfig:
       where: the file, for messages.
 
     Raises:
-      UserError: an unknown variant, class or field, or a value of another type.
+      UserError: an unknown variant, class or field, or a value of another type or of no possible size.
     """
     if not isinstance(data, dict) or not {"variant", "config", "fields"} <= set(data):
         raise UserError(f"{where} does not describe a model of this zoo: it needs variant, config and fields")
     module = choose(data["variant"], variants(), f"the variant in {where}")
     classes = {type(preset).__name__: type(preset) for preset in module.PRESETS.values()}
-    return from_fields(choose(data["config"], classes, f"the config in {where}"), data["fields"], where)
+    config = from_fields(choose(data["config"], classes, f"the config in {where}"), data["fields"], where)
+    check_sizes(config)
+    return config
+
+
+def check_sizes(config: ModelConfig) -> None:
+    """Raises UserError for the first number that no model can have, before anything of that size is made."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) in (int, float):
+            others = (1, 2**20) if type(value) is int else (-1e9, 1e9)
+            low, high = next((bounds for ending, bounds in BOUNDS.items() if field.name.endswith(ending)), others)
+            if not low <= value <= high:
+                raise UserError(f"model.{field.name} is {value}: it must be {low} to {high}")
 
 
 def choose(name: Any, options: dict[str, Any], what: str) -> Any:

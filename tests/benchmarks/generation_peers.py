@@ -1,41 +1,39 @@
 """The peers of ``generation.py``: transformers (torch) and CTranslate2 on the same random weights. Needs torch; see there.
 
-    python tests/benchmarks/generation_peers.py prepare DIR            a Marian-base model for each of the three systems
-    python tests/benchmarks/generation_peers.py SYSTEM DIR BATCH BEAMS THREADS CALLS
+    python tests/benchmarks/generation_peers.py DIR --task prepare|transformers|ctranslate2 --cell CELL
 
-The second prints one JSON object: seconds of the first call and of each later one, peak memory, tokens.
+``prepare`` makes a Marian for each of the systems; the others print one JSON object: what ``generation.timed`` finds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from generation import LAYERS, NEW, VOCAB, D, F, sources
+from generation import Cell, timed
 
 
-def prepare(directory: Path) -> None:
-    """A random Marian of base size as transformers saves it, and converted by CTranslate2's own loader in float32."""
+def prepare(cell: Cell) -> None:
+    """A random Marian as transformers saves it, and converted by CTranslate2's own loader, in float32."""
     import torch
     from ctranslate2.converters.transformers import MarianMTLoader
     from transformers import MarianConfig, MarianMTModel
 
     torch.manual_seed(0)
-    sizes = {"layers": LAYERS, "ffn_dim": F, "attention_heads": 8}
+    size, directory = cell.size, Path(cell.directory)
+    sizes = {"layers": size.layers, "ffn_dim": size.F, "attention_heads": size.heads}
     config = MarianConfig(
-        vocab_size=VOCAB,
-        d_model=D,
+        vocab_size=size.vocab,
+        d_model=size.D,
         **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()},
         activation_function="relu",
         max_position_embeddings=512,
         scale_embedding=True,
         static_position_embeddings=True,
-        pad_token_id=VOCAB - 1,
-        decoder_start_token_id=VOCAB - 1,
+        pad_token_id=size.vocab - 1,
+        decoder_start_token_id=size.vocab - 1,
         eos_token_id=0,
         bos_token_id=0,
         forced_eos_token_id=None,
@@ -47,7 +45,7 @@ def prepare(directory: Path) -> None:
         """The converter without a tokenizer: only the number of words matters."""
 
         def get_vocabulary(self, model, tokenizer):
-            return ["</s>", *(f"t{i}" for i in range(1, VOCAB - 1))]
+            return ["</s>", *(f"t{i}" for i in range(1, size.vocab - 1))]
 
         def set_config(self, config, model, tokenizer):
             config.eos_token, config.unk_token, config.decoder_start_token = "</s>", "t1", "</s>"
@@ -62,32 +60,42 @@ def prepare(directory: Path) -> None:
     spec.save(str(directory / "ctranslate2"))
 
 
-def transformers(directory: Path, batch: int, beams: int, threads: int):
-    """The call to measure: tokens (batch, NEW)."""
+def transformers(cell: Cell):
+    """The call to measure: tokens (batch, new)."""
     import torch
-    from transformers import MarianMTModel
+    from transformers import CompileConfig, MarianMTModel
 
-    torch.set_num_threads(threads)
-    model = MarianMTModel.from_pretrained(directory / "transformers").eval()
-    ids = torch.tensor(sources(batch))
-    options = {"num_beams": beams, "do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW}
-    options["bad_words_ids"] = [[VOCAB - 1]]
+    torch.set_num_threads(cell.threads)
+    device, last, new = "cuda" if cell.on_gpu else "cpu", cell.size.vocab - 1, cell.size.new
+    model = MarianMTModel.from_pretrained(Path(cell.directory) / "transformers").eval().to(device)
+    ids = torch.tensor(cell.sources(), device=device)
+    options = {"num_beams": cell.beams, "do_sample": False, "max_new_tokens": new, "min_new_tokens": new}
+    options["bad_words_ids"] = [[last]]
+    if cell.gpu:
+        model.to(torch.bfloat16)
+        options |= {"cache_implementation": "static", "compile_config": CompileConfig()}
+        options["compile_config"]._compile_all_devices = cell.dry_run
+        if cell.beams > 1:  # ``generate`` compiles the steps of greedy search by itself, but not those of beam search
+            model.forward = torch.compile(model.forward)
 
     def call() -> np.ndarray:
         with torch.inference_mode():
-            return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, 1:].numpy()
+            return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, 1:].cpu().numpy()
 
     return call
 
 
-def ctranslate2(directory: Path, batch: int, beams: int, threads: int):
-    """The call to measure: tokens (batch, NEW)."""
+def ctranslate2(cell: Cell):
+    """The call to measure: tokens (batch, new)."""
     import ctranslate2
 
-    path = str(directory / "ctranslate2")
-    translator = ctranslate2.Translator(path, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads)
-    words = [[f"t{i}" for i in row] for row in sources(batch)]
-    options = {"beam_size": beams, "max_decoding_length": NEW, "min_decoding_length": NEW, "max_batch_size": 0}
+    device, options = "cuda" if cell.on_gpu else "cpu", {"inter_threads": 1, "intra_threads": cell.threads}
+    can = ctranslate2.get_supported_compute_types(device)
+    compute_type = next(x for x in ("bfloat16", "float16", "float32") if x in can) if cell.gpu else "float32"
+    path = str(Path(cell.directory) / "ctranslate2")
+    translator = ctranslate2.Translator(path, device=device, compute_type=compute_type, **options)
+    words, new = [[f"t{i}" for i in row] for row in cell.sources()], cell.size.new
+    options = {"beam_size": cell.beams, "max_decoding_length": new, "min_decoding_length": new, "max_batch_size": 0}
 
     def call() -> np.ndarray:
         found = translator.translate_batch(words, **options)
@@ -97,19 +105,20 @@ def ctranslate2(directory: Path, batch: int, beams: int, threads: int):
 
 
 def main() -> None:
-    system, directory, *numbers = sys.argv[1:]
-    if system == "prepare":
-        return prepare(Path(directory))
-    batch, beams, threads, calls = map(int, numbers)
-    call = {"transformers": transformers, "ctranslate2": ctranslate2}[system](Path(directory), batch, beams, threads)
-    seconds = []
-    for _ in range(calls + 1):
-        start = time.perf_counter()
-        tokens = call()
-        seconds.append(time.perf_counter() - start)
-    assert tokens.shape == (batch, NEW), tokens.shape
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"first": seconds[0], "later": seconds[1:], "mib": memory, "tokens": tokens.tolist()}))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--task", choices=("prepare", "transformers", "ctranslate2"), required=True)
+    parser.add_argument("--cell", type=lambda text: Cell(*json.loads(text)), required=True)
+    options = parser.parse_args()
+    cell = options.cell
+    if options.task == "prepare":
+        return prepare(cell)
+    found = timed({"transformers": transformers, "ctranslate2": ctranslate2}[options.task](cell), cell)
+    if cell.on_gpu:
+        import torch
+
+        found["mib"] = torch.cuda.max_memory_allocated() / 2**20 if options.task == "transformers" else 0
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

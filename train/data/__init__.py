@@ -1,6 +1,7 @@
 """The data room: where text pairs come from, and how they become batches of token ids."""
 
 from train.data.buckets import Batching, bucket_shapes
+from train.data.check import check_ids
 from train.data.pipeline import Batch, Tokenized, eval_batches, train_batches
 from train.data.prefetch import prefetch_to_device
 from train.data.sources import CMUDICT, Example, Files, Tfds
@@ -14,6 +15,7 @@ __all__ = [
     "Tfds",
     "Tokenized",
     "bucket_shapes",
+    "check_ids",
     "eval_batches",
     "prefetch_to_device",
     "train_batches",

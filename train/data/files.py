@@ -80,12 +80,15 @@ def _format(name: str) -> str:
 
 
 def _file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UserError(f"{name} is a folder: give the file in it")
-    if not path.is_file():
-        raise UserError(f"there is no file {name}: check the path, which is relative to {Path.cwd()}")
-    return path
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            raise UserError(f"{name} is a folder: give the file in it")
+        if not path.is_file():
+            raise UserError(f"there is no file {name}: check the path, which is relative to {Path.cwd()}")
+        return path
+    except (OSError, RuntimeError) as error:  # no such home, a name that is too long, a folder that may not be read
+        raise UserError(f"the file {name} cannot be looked up ({error}): check the path") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -138,9 +141,14 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
     try:
         file = pq.ParquetFile(path)
         for field, name in (("source", source), ("target", target)):
-            if name not in file.schema_arrow.names:
+            if (count := file.schema_arrow.names.count(name)) != 1:
                 names = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has no column {name!r}: set the field {field} to one of {names}")
+                raise UserError(
+                    f"{path} has {count or 'no'} column{'s' * (count > 1)} {name!r}: set the field {field} to one of {names}"
+                )
+            kind = file.schema_arrow.field(name).type
+            if not _is_text(kind):
+                raise UserError(f"{path} has {kind} in column {name!r}: write strings (for the target also lists of strings)")
         number = 0
         for batch in file.iter_batches(ROWS, columns=[source, target]):
             batch.validate(full=True)  # Parquet does not promise that strings are UTF-8
@@ -149,6 +157,13 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
                 yield _pair(f"{path} row {number}", record, source, target)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}): write it again") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether Arrow gives the values of this type as strings, lists of strings or None."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
 def _pair(where: str, record: dict, source: str, target: str) -> Pair:

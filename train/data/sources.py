@@ -86,7 +86,9 @@ class Tfds:
                 f"split {name!r} of {self.name} cannot be read ({_first_line(error)}): "
                 f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
-        decoded = _Decoded(records, **keys)
+        decoded = _Decoded(f"split {name!r} of {self.name}", records, **keys)
+        if not len(decoded):
+            raise UserError(f"split {name!r} of {self.name} holds no examples: choose another")
         if len(decoded) > IN_MEMORY:
             return decoded
         return Table(files.columns(*zip(*decoded)))
@@ -163,8 +165,9 @@ class Table(Sequence[Example]):
 class _Decoded(Sequence[Example]):
     """Examples of a TFDS data source, decoded whenever they are asked for."""
 
-    def __init__(self, records: Any, source: str, target: str, references: str):
-        self._records, self._source, self._target, self._references = records, source, target, references
+    def __init__(self, what: str, records: Any, source: str, target: str, references: str):
+        self._what, self._records = what, records
+        self._source, self._target, self._references = source, target, references
 
     def __len__(self) -> int:
         return len(self._records)
@@ -173,17 +176,23 @@ class _Decoded(Sequence[Example]):
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        return [self._example(record) for record in self._records.__getitems__([int(i) for i in indices])]
+        try:
+            records = self._records.__getitems__([int(i) for i in indices])
+        except Exception as error:  # a damaged file, by whichever library notices
+            raise UserError(f"{self._what} cannot be read ({_first_line(error)}): prepare it again") from error
+        return [self._example(record) for record in records]
 
     def __iter__(self) -> Iterator[Example]:
         return _in_chunks(self)
 
     def _example(self, record: dict) -> Example:
-        references = record[self._references]
-        several = isinstance(references, (list, np.ndarray))
-        return Example(
-            _text(record[self._source]), _text(record[self._target]), tuple(map(_text, references if several else [references]))
-        )
+        source, target, references = (record[name] for name in (self._source, self._target, self._references))
+        several = isinstance(references, (list, np.ndarray)) and len(references)
+        texts = [source, target, *(references if several else [target])]
+        if not all(isinstance(text, (bytes, str)) for text in texts):
+            raise UserError(f"{self._what} has values that are no text: set source, target and references to features of text")
+        source, target, *references = map(_text, texts)
+        return Example(source, target, tuple(references))
 
 
 def _in_chunks(examples: Table | _Decoded) -> Iterator[Example]:
@@ -229,10 +238,10 @@ def _builder(name: str, data_dir: str) -> Any:
     directory = {"data_dir": str(Path(data_dir).expanduser())} if data_dir else {}
     try:
         return builder_class(file_format="array_record", **directory, **options)
-    except (ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # an unknown configuration or version, or what a prepared folder holds
         configs = [config.name for config in builder_class.BUILDER_CONFIGS]
         near = difflib.get_close_matches(str(options.get("config")), configs, n=1, cutoff=0)
-        advice = f"did you mean {parsed.name}/{near[0]}?" if near else "leave out what follows the name."
+        advice = f"did you mean {parsed.name}/{near[0]}?" if near else "leave out what follows the name, or change data_dir"
         raise UserError(f"the data set {name!r} cannot be built ({_first_line(error)}): {advice}") from error
 
 

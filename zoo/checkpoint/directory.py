@@ -97,6 +97,20 @@ def load(directory: str | Path) -> Predictor:
     return predictor_from(orbax.read_json(step, "model"), str(step), lambda template: orbax.read_params(step, template))
 
 
+def load_average(directory: str | Path, count: int) -> Predictor:
+    """Load the mean of the parameters of a training run's last ``count`` checkpoints.
+
+    Raises:
+      UserError: the run has fewer that verify.
+    """
+    from zoo.checkpoint import orbax
+
+    found = orbax.last_steps(Path(directory), count)
+    return predictor_from(
+        orbax.read_json(found[0], "model"), str(found[0]), lambda template: orbax.average_params(found, template)
+    )
+
+
 def load_exported(directory: Path) -> Predictor:
     description = read_json(directory / CONFIG)
     if isinstance(description, dict):
@@ -110,7 +124,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: export the model again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): export the model again") from error
 
 

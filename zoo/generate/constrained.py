@@ -230,7 +230,8 @@ class ConstrainedBeam:
     ) -> Continuations:
         """Ways to go on, (B, C): of each hypothesis the best tokens, then those that the phrases ask for; none twice."""
         (B, W), V = state.last_BW.shape, logits_RV.shape[1]
-        allowed_RV, logits_RV, normaliser_R = scored(logits_RV, state.live, state.step, rules, B)
+        changed_RV, logits_RV, normaliser_R = scored(logits_RV, state.live, state.step, rules)
+        allowed_RV = rules.forbid(changed_RV, state.step, B)
         ways = 1 if rules.stop is None else 1 + rules.stop.shape[0]  # in which a hypothesis may end at this step
         _, token_RK = select.top_k(allowed_RV, min(W + ways, V))
         token_RM = jnp.concatenate([token_RK, asked(wanted, state.progress).reshape(B * W, -1)], axis=1)

@@ -149,6 +149,10 @@ def pad_source(source: core.PyTree, rows: int, models: Sequence[core.Seq2Seq] = 
 
 def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
     """The first rows and tokens of a result, on the host, its attention as long as the source."""
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(found)):  # its rows lie on several hosts
+        from jax.experimental import multihost_utils
+
+        found = multihost_utils.process_allgather(found, tiled=True)
     found = jax.device_get(found)
     return result.Generated(
         ids=found.ids[:batch, ..., :max_len],

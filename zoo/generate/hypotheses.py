@@ -80,17 +80,15 @@ def grow(hypotheses: Hypotheses, chosen: Continuations, step: jax.Array) -> Hypo
     )
 
 
-def scored(
-    logits_RV: jax.Array, live: Hypotheses, step: jax.Array, rules: Rules, batch: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a search may choose from: allowed scores (R, V), the clean logits (R, V), and the rows' normalisers (R,)."""
+def scored(logits_RV: jax.Array, live: Hypotheses, step: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a search chooses from: scores (R, V) with nothing banned yet, clean logits (R, V), the rows' normalisers (R,)."""
     logits_RV = select.clean(logits_RV)
     normaliser_R = select.log_sum_exp(logits_RV)
     changed_RV = logits_RV
     if rules.changes:
         ids_RT = live.ids_BNT.reshape(logits_RV.shape[0], -1)
         changed_RV = select.clean(rules.change(logits_RV, ids_RT, step, normaliser_R))
-    return rules.forbid(changed_RV, step, batch), logits_RV, normaliser_R
+    return changed_RV, logits_RV, normaliser_R
 
 
 def continuations(
@@ -113,9 +111,9 @@ def continuations(
       free: () bool, whether forced tokens cost nothing.
     """
     B, N = live.score_BN.shape
-    allowed_RV, logits_RV, normaliser_R = scored(logits_RV, live, step, rules, limit_B.shape[0])
+    changed_RV, logits_RV, normaliser_R = scored(logits_RV, live, step, rules)
     K = min(count, logits_RV.shape[1])
-    value_RK, token_RK = select.top_k(allowed_RV, K)
+    value_RK, token_RK = select.top_k(changed_RV, K, rules.banned(step, limit_B.shape[0], B * N))
     forced_R1 = core.per_beam(rules.forced(limit_B.shape[0], step, limit_B), B * N)[:, None]
     first_RK = jnp.arange(K)[None] == 0
     logit_R1 = jnp.take_along_axis(logits_RV, jnp.maximum(forced_R1, 0), axis=1)

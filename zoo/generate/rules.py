@@ -141,17 +141,18 @@ class Rules(NamedTuple):
             falls &= True if bias is None else jnp.all(bias <= 0)
         return falls
 
-    def forbid(self, scores_RV: jax.Array, step: jax.Array, batch: int) -> jax.Array:
-        """Set to -inf padding, the start token, and the end token before the minimum length."""
+    def banned(self, step: jax.Array, batch: int, rows: int) -> select.Banned:
+        """What ``rows`` rows may not have: padding, the start token, and the end token before the minimum length."""
         early_B = jnp.broadcast_to(step + 1 < jnp.asarray(self.min_len), (batch,))
-        return select.mask_tokens(
-            scores_RV,
-            (
-                (self.start_id, jnp.asarray(self.start_id != self.end_id)),
-                (self.pad_id, jnp.asarray(self.pad_id != self.end_id)),
-                (self.end_id, core.per_beam(early_B, scores_RV.shape[0])),
-            ),
+        return (
+            (self.start_id, jnp.asarray(self.start_id != self.end_id)),
+            (self.pad_id, jnp.asarray(self.pad_id != self.end_id)),
+            (self.end_id, core.per_beam(early_B, rows)),
         )
+
+    def forbid(self, scores_RV: jax.Array, step: jax.Array, batch: int) -> jax.Array:
+        """Set to -inf what is ``banned``."""
+        return select.mask_tokens(scores_RV, self.banned(step, batch, scores_RV.shape[0]))
 
     def ends(self, token: jax.Array, ids_xT: jax.Array, step: jax.Array) -> jax.Array:
         """Whether a row ends with this token, bool of ``token``'s shape.

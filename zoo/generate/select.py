@@ -14,6 +14,9 @@ from jax import lax
 
 BLOCK = 128
 
+Banned = tuple[tuple[jax.Array | int, jax.Array | bool], ...]
+"""Pairs of a token id and (R,) or () bool, whether a row may not have it."""
+
 
 def clean(logits: jax.Array) -> jax.Array:
     """Logits that can be compared and normalised: NaN becomes -inf, +inf the largest finite number, -0 becomes 0.
@@ -26,13 +29,8 @@ def clean(logits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(logits), -jnp.inf, jnp.where(logits == 0, 0, finite))
 
 
-def mask_tokens(logits_RV: jax.Array, banned: tuple[tuple[jax.Array | int, jax.Array | bool], ...]) -> jax.Array:
-    """Set to -inf what may not be generated.
-
-    Args:
-      logits_RV: scores of the next token.
-      banned: pairs of a token id and (R,) or () bool, whether a row may not have it; ids outside the vocabulary are ignored.
-    """
+def mask_tokens(logits_RV: jax.Array, banned: Banned) -> jax.Array:
+    """Set to -inf what may not be generated; ids outside the vocabulary are ignored."""
     R, V = logits_RV.shape
     for token, where in banned:
         column_R1 = lax.dynamic_slice_in_dim(logits_RV, token, 1, axis=1)
@@ -73,22 +71,27 @@ def argmax(x_RV: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values_R1[:, 0], indices_R1[:, 0]
 
 
-def top_k(x_RV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def top_k(x_RV: jax.Array, k: int, banned: Banned = ()) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row, best first and lowest index first among equals: (R, k) each. Takes no NaN and no -0.
+
+    What is banned counts as -inf, without a row written anew: as many blocks more are searched as tokens may be banned.
 
     >>> values, indices = top_k(jnp.array([[1.0, 3.0, 3.0, 2.0]]), 3)
     >>> values.tolist(), indices.tolist()
     ([[3.0, 3.0, 2.0]], [[1, 2, 3]])
     """
-    V = x_RV.shape[1]
+    (R, V), chosen = x_RV.shape, k + len(banned)
     blocks = -(-V // BLOCK)
-    if blocks < 4 * k:
-        return lax.top_k(x_RV, k)
-    _, block_RK = _first_largest(_block_maxima(x_RV), k)
-    block_RK = jnp.sort(block_RK, axis=1)  # in order of index again, so that the second choice breaks ties by it
-    index_RN = (block_RK[:, :, None] * BLOCK + jnp.arange(BLOCK)[None, None]).reshape(-1, k * BLOCK)
+    if blocks < 4 * chosen:
+        return lax.top_k(mask_tokens(x_RV, banned), k)
+    _, block_RC = _first_largest(_block_maxima(x_RV), chosen)
+    block_RC = jnp.sort(block_RC, axis=1)  # in order of index again, so that the second choice breaks ties by it
+    index_RN = (block_RC[:, :, None] * BLOCK + jnp.arange(BLOCK)[None, None]).reshape(R, chosen * BLOCK)
+    possible_RN = index_RN < V
+    for token, where in banned:
+        possible_RN &= (index_RN != token) | ~jnp.broadcast_to(jnp.asarray(where), (R,))[:, None]
     block_values_RN = jnp.take_along_axis(x_RV, jnp.minimum(index_RN, V - 1), axis=1)
-    values_RK, place_RK = _first_largest(jnp.where(index_RN < V, block_values_RN, -jnp.inf), k)
+    values_RK, place_RK = _first_largest(jnp.where(possible_RN, block_values_RN, -jnp.inf), k)
     return values_RK, jnp.take_along_axis(index_RN, place_RK, axis=1)
 
 
