@@ -83,13 +83,12 @@ def test_rematerialised_layers_keep_less(name):
 
 
 def test_rematerialised_and_scanned_layers_take_less_memory():
-    config = dataclasses.replace(TRANSFORMERS["pre"], num_layers=4)
+    config = dataclasses.replace(TRANSFORMERS["pre"], num_layers=3)
     batch = config.example(batch=8, source_len=32, target_len=32)
 
     def temporary(remat: bool) -> int:
         model = config.build().clone(scan_layers=True, remat=remat)
-        gradient = jax.jit(jax.grad(functools.partial(loss, model)))
-        return gradient.lower(abstract_params(config), *batch).compile().memory_analysis().temp_size_in_bytes
+        return value_and_grad.lower(model, abstract_params(config), *batch).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(True) < 0.6 * temporary(False)
 
@@ -172,12 +171,13 @@ def products(jaxpr) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True, "scan_layers": True}], ids=["plain", "scanned"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in TINY if name != "elman-tiny"), ("transformer-tiny", {"remat": True, "scan_layers": True})],
+)
 def test_bfloat16_parameters_make_bfloat16_products(name, options):
     """Both ways: no product of two float32 arrays. Attention's scores alone are added up in float32."""
     config = dataclasses.replace(TINY[name], dropout=0.2)
-    options = options if config.build().SCANS else {k: v for k, v in options.items() if k != "scan_layers"}
     if name == "luong-tiny":
         config = dataclasses.replace(config, alignment="local-p", score="concat")
     model, batch = config.build().clone(**options), config.example(3)
@@ -212,7 +212,7 @@ def logits_and_steps(model, params, source, target):
     return everything, jnp.swapaxes(jax.lax.scan(step, cache, shift_right(target.ids).T)[1], 0, 1)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["cho-tiny", "bahdanau-tiny", "luong-tiny", "transformer-tiny"])
 def test_bfloat16_is_close_to_float32(name):
     """Within the rounding of eight bits, and step by step too, whose carry keeps its dtypes (a scan says so)."""
     config = TINY[name]
