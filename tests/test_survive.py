@@ -260,6 +260,24 @@ def test_an_evaluation_is_broken_off_and_made_up_for(here, monkeypatch, tmp_path
     assert evaluated == [STEPS, STEPS]
 
 
+def test_a_run_that_died_before_its_first_step_begins_again(here, monkeypatch, tmp_path, capsys):
+    """Nothing has been learned at step 0, so nothing is evaluated there."""
+    evaluated = []
+
+    def die(stream):
+        raise RuntimeError("no batch today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch.Prefetch, "__next__", die)
+        with pytest.raises(RuntimeError, match="no batch today"):
+            here(monkeypatch, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
+    evaluate = lambda run, state: evaluated.append(int(state.step)) or ({"validation/nll": 1.0}, 1.0)  # noqa: E731
+    assert here(monkeypatch, tmp_path / "run", evaluate=evaluate) == 0
+    assert f"continuing at step 0 of {STEPS}" in capsys.readouterr().out
+    assert evaluated == [STEPS]
+
+
 SECOND = """
     import os, signal, sys
     from train.survive import Signals
@@ -425,7 +443,9 @@ def test_the_average_is_what_is_evaluated(here, whole, monkeypatch, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     seen = []
     monkeypatch.setattr(loop.evaluate, "teacher_forced", lambda step, params, *rest: seen.append(params) or {"nll": 1.0})
-    monkeypatch.setattr(loop.evaluate, "decoded", lambda predictor, *rest: seen.append(predictor.params) or ({"error": 1.0}, []))
+    monkeypatch.setattr(
+        loop.evaluate, "decoded", lambda predictor, *rest: seen.append(predictor.params) or ({"error": 1.0}, [])
+    )
     monkeypatch.setattr(loop.Run, "draw", lambda *arguments: None)
     real, states = loop.Run.evaluate, []
     more = ("--training.steps", str(STEPS + 1))
