@@ -147,7 +147,10 @@ def test_a_signal_finishes_the_step_and_saves(here, stopped, monkeypatch, tmp_pa
     assert (stopped / "checkpoints" / str(STOP)).is_dir()
     before = [signal.getsignal(number) for number in survive.SIGNALS]
     send_at(monkeypatch, signal.SIGINT, step=3)
-    assert here(monkeypatch, tmp_path / "run") == 42
+    assert here(monkeypatch, tmp_path / "run", "--training.log-every", "1") == 42
+    traced = [float.fromhex(line["loss"]) for line in trace(tmp_path / "run")]
+    assert traced == [line["train/loss"] for line in metrics(tmp_path / "run")]  # exactly
+    assert len(set(traced)) == 3
     assert "stopped by SIGINT after step 3, which is saved; repeat the command" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
     assert [signal.getsignal(number) for number in survive.SIGNALS] == before
@@ -202,15 +205,6 @@ def test_one_program_for_each_shape(here, whole):
     assert len(found) == len(set(found)) == 2
 
 
-def test_losses_are_traced_exactly(whole):
-    logged = {line["step"]: line["train/loss"] for line in metrics(whole) if "train/loss" in line}
-    assert len(logged) == STEPS // 2
-    for first, second in zip(trace(whole)[::2], trace(whole)[1::2], strict=True):
-        losses = sorted(float.fromhex(line["loss"]) for line in (first, second))
-        assert losses[0] <= logged[second["step"]] <= losses[1]
-        assert losses[0] < losses[1]
-
-
 def test_a_recompilation_is_noticed():
     step, again = jax.jit(lambda x: x + 1), []
     with Programs() as programs:
@@ -258,6 +252,24 @@ def test_an_evaluation_is_broken_off_and_made_up_for(here, monkeypatch, tmp_path
     assert here(monkeypatch, path, evaluate=evaluate) == 0
     assert score() == {"best": 1.0}
     assert evaluated == [STEPS, STEPS]
+
+
+def test_a_run_that_died_before_its_first_step_begins_again(here, monkeypatch, tmp_path, capsys):
+    """Nothing has been learned at step 0, so nothing is evaluated there."""
+    evaluated = []
+
+    def die(stream):
+        raise RuntimeError("no batch today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch.Prefetch, "__next__", die)
+        with pytest.raises(RuntimeError, match="no batch today"):
+            here(monkeypatch, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
+    evaluate = lambda run, state: evaluated.append(int(state.step)) or ({"validation/nll": 1.0}, 1.0)  # noqa: E731
+    assert here(monkeypatch, tmp_path / "run", evaluate=evaluate) == 0
+    assert f"continuing at step 0 of {STEPS}" in capsys.readouterr().out
+    assert evaluated == [STEPS]
 
 
 SECOND = """

@@ -240,8 +240,7 @@ class Run:
 
     def evaluates(self, step: int) -> bool:
         """Whether the parameters after this step are to be evaluated."""
-        training = self.config.training
-        return step > 0 and (step % training.eval_every == 0 or step == training.steps)
+        return step > 0 and (step % self.config.training.eval_every == 0 or step == self.config.training.steps)
 
     def evaluated(self) -> bool:
         """Whether the checkpoint that this command began with has been."""
