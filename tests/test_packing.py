@@ -110,10 +110,10 @@ def test_attention_stays_within_the_pair():
 
 def test_every_pair_begins_anew():
     target = PACKED[1]
-    assert shift_right(target.ids, target.segments)[0].tolist() == [BOS, 8, 9, BOS, 11, 12, 13, BOS, 14, BOS, PAD]
+    assert shift_right(target.ids, BOS, target.segments)[0].tolist() == [BOS, 8, 9, BOS, 11, 12, 13, BOS, 14, BOS, PAD]
     assert positions(target.mask, target.segments)[0, :9].tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1]
     one = np.ones_like(target.segments)
-    np.testing.assert_array_equal(shift_right(target.ids, one), shift_right(target.ids))
+    np.testing.assert_array_equal(shift_right(target.ids, BOS, one), shift_right(target.ids))
     np.testing.assert_array_equal(positions(target.mask, one), positions(target.mask))
 
 

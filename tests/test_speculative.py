@@ -133,8 +133,9 @@ def test_an_ensemble_may_be_the_target():
 
 @jax.jit
 def played(logits_RNV, guesses_RN):
-    state = single.begin(None, guesses_RN.shape[0], 8, Rules())
-    return accept(state, logits_RNV, guesses_RN, Rules(), single.Greedy().chooser(guesses_RN.shape[0]))
+    rules = Rules(start_id=core.BOS, end_id=core.EOS, pad_id=core.PAD)
+    state = single.begin(None, guesses_RN.shape[0], 8, rules)
+    return accept(state, logits_RNV, guesses_RN, rules, single.Greedy().chooser(guesses_RN.shape[0]))
 
 
 @pytest.mark.parametrize(

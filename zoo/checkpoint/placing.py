@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+ALIGNMENT = 64  # bytes
+
 
 def placer(rules: tuple, dtype: Any = None, mesh: Mesh | None = None) -> Callable[[str, np.ndarray, Any], jax.Array]:
     """The function (path, array, anything) -> the array on its devices, as ``from_reference`` calls it.
@@ -25,13 +27,26 @@ def placer(rules: tuple, dtype: Any = None, mesh: Mesh | None = None) -> Callabl
         cast = dtype if dtype is not None and jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
         place = sharding(path, array.shape, rules, mesh)
         parts = [
-            jax.device_put(np.asarray(array[index]).astype(cast, copy=False), device, may_alias=False)
+            jax.device_put(own(array[index], cast), device)
             for device, index in place.addressable_devices_indices_map(array.shape).items()
         ]
         # Ready before the next array is read: the host then holds one at a time.
         return jax.block_until_ready(jax.make_array_from_single_device_arrays(array.shape, place, parts))
 
     return put
+
+
+def own(view: np.ndarray, dtype: Any) -> np.ndarray:
+    """A copy that jax can take over on a CPU, where it uses a host array as it is if that lies at a multiple of 64 bytes.
+
+    Were it given a view of a file, parameters would change with the file.
+    """
+    size = view.size * np.dtype(dtype).itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + size].view(dtype).reshape(view.shape)
+    np.copyto(copy, view, casting="unsafe")
+    return copy
 
 
 def sharding(path: str, shape: tuple[int, ...], rules: tuple, mesh: Mesh | None) -> Sharding:

@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import orthogonal, xavier_uniform
 
-from zoo.nn.sharding import BATCH, constrain
-
 Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
@@ -197,7 +195,8 @@ def scan_cell(
 
     time_major = (jnp.swapaxes(gates_BNG, 0, 1), None if mask_BN is None else mask_BN.T)
     carry, h_NBD = jax.lax.scan(body, carry, time_major, reverse=reverse)
-    return carry, constrain(jnp.swapaxes(h_NBD, 0, 1), BATCH)
+    # Not constrained over a mesh: XLA's partitioner would give an encoder another gradient where the decoder feeds its input.
+    return carry, jnp.swapaxes(h_NBD, 0, 1)
 
 
 def maxout(x_BNF: jax.Array, pieces: int = 2) -> jax.Array:
