@@ -155,7 +155,9 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
             for record in batch.to_pylist():
                 number += 1
                 yield _pair(f"{path} row {number}", record, source, target)
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}): write it again") from error
 
 
