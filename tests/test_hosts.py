@@ -23,7 +23,7 @@ from zoo.core import UserError
 pytestmark = pytest.mark.xdist_group("hosts")  # one worker: each test keeps the whole machine busy
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 1200  # seconds for a command on a machine that is busy with others; none of them needs a tenth of it
+PATIENCE = 400  # seconds for a command on a machine that is busy with others; none of them needs a tenth of it
 CONFIG = """
 from train.data import Batching, Files
 from train.experiment import Experiment, Tokenizers, Training
