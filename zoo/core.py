@@ -36,6 +36,7 @@ Two kinds of model have one half only, and keep to the same page:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -204,6 +205,10 @@ class Seq2Seq(nn.Module):
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The logits (B, T, V) of ``Outputs.hidden``, or of some of its positions: the last thing that ``decode`` does."""
         raise NotImplementedError
+
+    def rematerialised(self, call: Callable) -> Callable:
+        """``call(layer, ...)``, its activations computed again for the gradient if the run wants that."""
+        return nn.remat(call) if self.remat else call
 
     def __call__(self, source: PyTree, target: Tokens, train: bool = False, attention: bool = False) -> Outputs:
         """Teacher forcing: the logits of every target token given the tokens before it and the source."""

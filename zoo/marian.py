@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Layout, Rule, embedding, linear, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible, by_position, write
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -203,12 +203,7 @@ class DecoderLayer(nn.Module):
 
         def attend(x_RTD):
             nonlocal cache
-            keys = self.attention.project(x_RTD)
-            if cached:
-                keys = cache = write(cache, keys, index)
-            x_RTD, weights["self"] = self.attention(x_RTD, keys, past, not cached, attention, cached)
-            if attention and cached:
-                weights["self"] = by_position(weights["self"], past.mask.shape[2] // x_RTD.shape[1])
+            x_RTD, cache, weights["self"] = self.attention.read_past(x_RTD, past, cache, index, attention)
             return x_RTD
 
         def attend_source(x_RTD):
@@ -301,7 +296,7 @@ class Marian(Seq2Seq):
         return constrain(self.drop(x_BND + sinusoids_BND.astype(x_BND.dtype), deterministic=not train), BATCH)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
-        visible, weights = self.visible(source.mask), {}
+        visible, weights = Visible.real(source.mask, self.right_padded), {}
         x_BSD = self.embed("source", source.ids, positions(source.mask), train)
         call = self.rematerialised(lambda layer, x_BSD: layer(x_BSD, visible, train, attention))
         for i, layer in enumerate(self.encoder):
@@ -319,7 +314,7 @@ class Marian(Seq2Seq):
     def decode(
         self, tokens_BT, memory: Memory, cache: DecoderCache | None = None, train: bool = False, attention: bool = False
     ):
-        (R, T), seen = tokens_BT.shape, self.visible(memory.mask_BS)
+        (R, T), seen = tokens_BT.shape, Visible.real(memory.mask_BS, self.right_padded)
         if cache is None:
             index, past, beam_RN, buffers = 0, Visible(None), None, [None] * len(self.decoder)
         else:
@@ -344,14 +339,6 @@ class Marian(Seq2Seq):
         logits_BTV = self.table("target").attend(hidden_BTD)
         logits_BTV = logits_BTV + jnp.expand_dims(self.output_bias, (0, 1)) if self.config.output_bias else logits_BTV
         return constrain(logits_BTV, BATCH, None, MODEL)
-
-    def visible(self, mask_BS: jax.Array) -> Visible:
-        """What of the source may be read."""
-        length_B = mask_BS.sum(axis=1, dtype=jnp.int32) if self.right_padded else None
-        return Visible(mask_BS[:, None, None, :], length_B)
-
-    def rematerialised(self, call):
-        return nn.remat(call) if self.remat else call
 
 
 def _read(fields: Fields, vocabularies: tuple[int, int], **choices: Any) -> MarianConfig:

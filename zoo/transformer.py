@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
 from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible, by_position, write
+from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
 from zoo.nn.position import sinusoidal
 from zoo.nn.sharding import BATCH, MODEL, constrain
 from zoo.nn.stack import scan_layers
@@ -170,12 +170,7 @@ class DecoderLayer(nn.Module):
 
         def attend(x_RTD):
             nonlocal cache
-            keys = self.attention.project(x_RTD)
-            if cached:
-                keys = cache = write(cache, keys, index)
-            x_RTD, weights["self"] = self.attention(x_RTD, keys, past, not cached, attention, cached)
-            if attention and cached:
-                weights["self"] = by_position(weights["self"], past.mask.shape[2] // x_RTD.shape[1])
+            x_RTD, cache, weights["self"] = self.attention.read_past(x_RTD, past, cache, index, attention)
             return x_RTD
 
         def attend_source(x_RTD):
@@ -342,17 +337,13 @@ class Transformer(Seq2Seq):
 
     def visible(self, mask_BS: jax.Array, segments_BT: jax.Array | None, segments_BS: jax.Array | None) -> Visible:
         """What of the source may be read: the real tokens, of one's own pair where a row holds several."""
-        mask = mask_BS[:, None, None, :]
-        if segments_BT is not None and segments_BS is not None:
-            return Visible(mask & same_segment(segments_BT, segments_BS))
-        return Visible(mask, mask_BS.sum(axis=1, dtype=jnp.int32) if self.right_padded else None)
+        if segments_BT is None or segments_BS is None:
+            return Visible.real(mask_BS, self.right_padded)
+        return Visible(mask_BS[:, None, None, :] & same_segment(segments_BT, segments_BS))
 
     def scans(self, attention: bool) -> bool:
         """Whether to loop over one compiled layer: parameters are there, and no layer has weights to hand out."""
         return self.scan_layers and not attention and not self.is_initializing()
-
-    def rematerialised(self, call):
-        return nn.remat(call) if self.remat else call
 
     def dropout_key(self, train: bool) -> jax.Array | None:
         return self.make_rng("dropout") if train and self.config.dropout else None

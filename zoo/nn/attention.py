@@ -119,6 +119,11 @@ class Visible(NamedTuple):
     mask: jax.Array | None
     length_B: jax.Array | None = None
 
+    @classmethod
+    def real(cls, mask_BS: jax.Array, right_padded: bool = False) -> Visible:
+        """The real tokens of a padded batch; ``right_padded`` promises on which side the padding stands."""
+        return cls(mask_BS[:, None, None, :], mask_BS.sum(axis=1, dtype=jnp.int32) if right_padded else None)
+
 
 def attend(
     q_RHTK: jax.Array,
@@ -309,3 +314,25 @@ class MultiHeadAttention(nn.Module):
         q_RHTK = self.split(self.query(x_RTD)).swapaxes(1, 2)
         mixed_RHTK, weights_RHTS = attend(q_RHTK, keys, visible, causal, self.kernel, weights, cached)
         return self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape)), weights_RHTS
+
+    def read_past(
+        self, x_RTD: jax.Array, past: Visible, cache: KeyValue | None = None, index: jax.Array | int = 0, weights: bool = False
+    ) -> tuple[jax.Array, KeyValue | None, jax.Array | None]:
+        """Causal self-attention: each token looks at itself and those before it.
+
+        Args:
+          x_RTD: the tokens; with a cache, those that come next.
+          past: without a cache, where one may look besides; with one, all of it (``DecoderCache.read``).
+          cache, index: the layer's share of a ``DecoderCache``, and how many positions are filled.
+          weights: whether they are wanted.
+
+        Returns:
+          The output (R, T, D), the cache with T more positions (or None), and, if wanted, the weights (R, H, T, N).
+        """
+        keys = self.project(x_RTD)
+        if cache is None:
+            x_RTD, weights_RHTT = self(x_RTD, keys, past, causal=True, weights=weights)
+            return x_RTD, None, weights_RHTT
+        cache, T = write(cache, keys, index), x_RTD.shape[1]
+        x_RTD, weights_RHTS = self(x_RTD, cache, past, weights=weights, cached=True)
+        return x_RTD, cache, by_position(weights_RHTS, past.mask.shape[2] // T) if weights else None
