@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stepwise import step_by_step
 
 from zoo import rnn, rnn_attention, transformer
 from zoo.checkpoint import rules
-from zoo.core import Tokens, shift_right
+from zoo.core import Tokens
 from zoo.nn.recurrent import Cell
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -120,21 +121,10 @@ def model_case(name: str) -> SimpleNamespace:
         log_p_BT = jnp.take_along_axis(log_p_BTV, target.ids[..., None], axis=-1)[..., 0]
         return -(log_p_BT * target.mask).sum(axis=1).mean(), outputs
 
-    def stepwise(params, source, target):
-        apply = functools.partial(model.apply, {"params": params})
-        memory = apply(source, method="encode")
-        cache = apply(memory, target.ids.shape[1], method="init_cache")
-
-        def step(cache, token_B):
-            outputs, cache = apply(token_B[:, None], memory, cache, method="decode")
-            return cache, outputs.logits[:, 0]
-
-        return jnp.swapaxes(jax.lax.scan(step, cache, shift_right(target.ids).T)[1], 0, 1)
-
     @jax.jit
     def run(params, source, target):
         (_, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params, source, target)
-        return outputs, gradient, stepwise(params, source, target)
+        return outputs, gradient, step_by_step(model, params, source, target)
 
     case.run = run
     case.on_target = lambda x_BTV: x_BTV * case.target.mask[..., None]

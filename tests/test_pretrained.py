@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stepwise import step_by_step
 from strings import strings
 
 import zoo
 from zoo.checkpoint.rules import to_reference
 from zoo.checkpoint.tensors import Tensors
-from zoo.core import Tokens, shift_right
+from zoo.core import Tokens
 from zoo.generate import generate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,7 +45,6 @@ def case_of(name: str) -> SimpleNamespace:
 def compiled(name: str):
     """(params, source, target) -> logits, each layer's output, the gradient of the reference's loss, logits step by step."""
     model = case_of(name).model
-    start = model.config.start_id
 
     def loss(params, source, target):
         outputs, seen = model.apply({"params": params}, source, target, capture_intermediates=True, mutable=["intermediates"])
@@ -53,21 +53,10 @@ def compiled(name: str):
         hidden = {name: layer["__call__"][0][0] for name, layer in seen["intermediates"].items() if name[-1].isdigit()}
         return -(log_p_BT * target.mask).sum(axis=1).mean(), (outputs.logits, hidden)
 
-    def stepwise(params, source, target):
-        apply = functools.partial(model.apply, {"params": params})
-        memory = apply(source, method="encode")
-        cache = apply(memory, target.ids.shape[1], method="init_cache")
-
-        def step(cache, token_B):
-            outputs, cache = apply(token_B[:, None], memory, cache, method="decode")
-            return cache, outputs.logits[:, 0]
-
-        return jnp.swapaxes(jax.lax.scan(step, cache, shift_right(target.ids, start).T)[1], 0, 1)
-
     @jax.jit
     def run(params, source, target):
         (_, (logits, hidden)), gradient = jax.value_and_grad(loss, has_aux=True)(params, source, target)
-        return logits, hidden, gradient, stepwise(params, source, target)
+        return logits, hidden, gradient, step_by_step(model, params, source, target)
 
     return run
 

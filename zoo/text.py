@@ -130,21 +130,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids up to the first EOS, special tokens left out. Raises UserError for an id out of range."""
-        ids = self._in_range(ids)
+        ids = in_range(ids, self.vocab_size)
         return self._backend.decode(ids[: ids.index(EOS)] if EOS in ids else ids, skip_special_tokens=True)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One printable label a token, for the axes of a plot: a space is "␣", a line feed "\\n"."""
-        return [printable(self._backend.id_to_token(i)) for i in self._in_range(ids)]
-
-    def _in_range(self, ids: Iterable[int]) -> list[int]:
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"token id {i} is outside the vocabulary of {self.vocab_size}: use the tokenizer of the same model"
-                )
-        return ids
+        return [printable(self._backend.id_to_token(i)) for i in in_range(ids, self.vocab_size)]
 
 
 def _untrained(kind: Kind, vocab_size: int | None, min_count: int, lowercase: bool) -> tuple[Any, Any]:
@@ -300,3 +291,12 @@ def without_surrogates(text: str) -> str:
 
 def printable(token: str) -> str:
     return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+
+
+def in_range(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids as they are. Raises UserError for one outside the vocabulary."""
+    ids = [int(i) for i in ids]
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            raise UserError(f"token id {i} is outside the vocabulary of {vocab_size}: use the tokenizer of the same model")
+    return ids

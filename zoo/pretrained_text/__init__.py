@@ -1,0 +1,79 @@
+"""Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
+
+    fast             tokenizer.json, by the ``tokenizers`` library
+    marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
+    m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
+
+Unlike ours, these find special tokens that are spelled out in a text ("</s>"), as the reference does. A tokenizer keeps
+the files that it was made from, so that nothing in them is lost when the model is saved.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from zoo.core import UserError
+from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
+from zoo.pretrained_text.fast import FastTokenizer
+from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
+from zoo.text import Tokenizer
+
+# What a directory may hold of a tokenizer: all of it is kept and written back.
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
+)
+KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer, M2M100Tokenizer)}
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The tokenizer files of a directory. Raises UserError for one that should be text and is not."""
+    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    for name, content in files.items():
+        try:
+            content if name.endswith(BINARY) else content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{directory / name} is not UTF-8 ({error.reason}): fetch the model again") from error
+    return files
+
+
+def kind_of(files: dict[str, bytes], where: Path | str) -> str:
+    """Which kind the files are. Raises UserError if they are none of them."""
+    if "tokenizer.json" in files:
+        return "fast"
+    if {"source.spm", "target.spm", "vocab.json"} <= set(files):
+        return "marian"
+    if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
+        return "m2m_100"
+    raise UserError(
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
+        f"there is {', '.join(files) or 'none of its files'}"
+    )
+
+
+def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
+    """A tokenizer of either sort from what its ``to_json`` gave.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(data, dict) or "files" not in data:
+        return Tokenizer.from_json(data, where)
+    right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "language": (str, type(None)), "files": dict}
+    if set(data) != set(right) or not all(isinstance(data[name], hint) for name, hint in right.items()):
+        raise UserError(f"{where} is not a readable tokenizer: save it again")
+    if data["kind"] not in KINDS:
+        raise UserError(f"{where} is a tokenizer of the kind {data['kind']!r}, which is not one of {', '.join(KINDS)}")
+    try:
+        files = {
+            name: base64.b64decode(content["base64"], validate=True) if isinstance(content, dict) else content.encode("utf-8")
+            for name, content in data["files"].items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} is not a readable tokenizer ({error}): save it again") from error
+    if not set(files) <= set(FILES):
+        raise UserError(f"{where} holds the file {sorted(set(files) - set(FILES))[0]!r}, which no tokenizer has: save it again")
+    return KINDS[data["kind"]](files, data["side"], data["vocab_size"], data["end_id"]).with_language(data["language"])

@@ -1,0 +1,57 @@
+"""tokenizer.json, by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zoo.core import UserError
+from zoo.pretrained_text.base import PretrainedTokenizer
+from zoo.text import without_surrogates
+
+
+class FastTokenizer(PretrainedTokenizer):
+    """A tokenizer.json: its own rules say everything, those for special tokens too."""
+
+    kind = "fast"
+
+    def prepare(self) -> None:
+        import tokenizers
+
+        if "tokenizer.json" not in self.files:
+            raise UserError("the tokenizer lacks tokenizer.json: fetch the model again")
+        try:
+            self.backend = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # the library raises plain Exception for anything it cannot read
+            raise UserError(f"tokenizer.json is not a readable tokenizer ({error}): fetch the model again") from error
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.ids = self.backend.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        texts = list(map(without_surrogates, texts))
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.language is None)
+        if self.language is None:
+            return [encoding.ids for encoding in encodings]
+        return [[self.language_id(self.language), *encoding.ids, self.end_id] for encoding in encodings]
+
+    def language_token(self, code: str) -> str:
+        if not str(self.settings.get("tokenizer_class", "")).startswith("Nllb") or self.settings.get("legacy_behaviour"):
+            raise UserError(f"this tokenizer is not told a language, such as {code!r}: leave it out")
+        return code
+
+    def text(self, ids: list[int]) -> str:
+        text = self.backend.decode(ids, skip_special_tokens=True)
+        return clean_up(text) if self.settings.get("clean_up_tokenization_spaces") is True else text
+
+
+def clean_up(text: str) -> str:
+    """English punctuation without the spaces before it, as transformers does where tokenizer_config.json asks for it."""
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
