@@ -23,13 +23,14 @@ from zoo.checkpoint.placing import placer, sharding
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
 from zoo.decoding import Decoding
-from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
 CONFIG, TOKENIZERS = "config.json", ("source.json", "target.json")
 
 
-def describe(predictor: Predictor) -> dict[str, Any]:
+def describe(predictor: PredictorBase) -> dict[str, Any]:
     """All of a predictor but its weights, as JSON."""
     return {
         "format": "seq2seq-zoo",
@@ -41,7 +42,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def predictor_from(description: Any, where: str, read_params) -> Predictor:
+def predictor_from(description: Any, where: str, read_params) -> PredictorBase:
     """The inverse: ``read_params`` gets the model and its abstract parameters and returns the real ones.
 
     Raises:
@@ -59,10 +60,10 @@ def predictor_from(description: Any, where: str, read_params) -> Predictor:
     if origin is not None and (not isinstance(origin, dict) or set(origin) != huggingface.ORIGIN):
         raise UserError(f"{where} has an origin that is none: save the model again")
     model = config.build()
-    return Predictor(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
+    return predictor_for(model)(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
 
 
-def save(predictor: Predictor, directory: str | Path, format: Literal["zoo", "huggingface"] = "zoo") -> None:
+def save(predictor: PredictorBase, directory: str | Path, format: Literal["zoo", "huggingface"] = "zoo") -> None:
     """Write a directory that ``load`` reads, without Orbax.
 
     Args:
@@ -88,7 +89,7 @@ def save(predictor: Predictor, directory: str | Path, format: Literal["zoo", "hu
         ) from error
 
 
-def save_exported(predictor: Predictor, directory: Path) -> None:
+def save_exported(predictor: PredictorBase, directory: Path) -> None:
     """Write the format of this zoo."""
     description = describe(predictor)
     for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
@@ -99,7 +100,7 @@ def save_exported(predictor: Predictor, directory: Path) -> None:
     (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
+def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> PredictorBase:
     """Load a model: an exported directory, a training run's (its best checkpoint), one checkpoint of a run, a Hugging Face
     directory, or the name of a model on the hub ("organisation/model"), for which a directory of that name goes first.
 
@@ -118,7 +119,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     return load_directory(path, dtype, mesh)
 
 
-def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> Predictor:
+def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorBase:
     if not directory.exists():
         raise UserError(
             f"there is no directory {directory}: give the --workdir of a training run, an exported model, a Hugging Face "
@@ -145,7 +146,7 @@ def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> Predictor:
     return predictor_from(orbax.read_json(step, "model"), str(step), read)
 
 
-def load_average(directory: str | Path, count: int) -> Predictor:
+def load_average(directory: str | Path, count: int) -> PredictorBase:
     """Load the mean of the parameters of a training run's last ``count`` checkpoints.
 
     Raises:
@@ -159,7 +160,7 @@ def load_average(directory: str | Path, count: int) -> Predictor:
     )
 
 
-def load_exported(directory: Path, dtype: Any, mesh: Mesh | None) -> Predictor:
+def load_exported(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorBase:
     description = read_json(directory / CONFIG)
     if isinstance(description, dict):
         for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
