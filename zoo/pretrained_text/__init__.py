@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core import UserError
+from zoo.labels import Labels
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
@@ -54,12 +55,14 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
     )
 
 
-def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
-    """A tokenizer of either sort from what its ``to_json`` gave.
+def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer | Labels:
+    """A tokenizer of any sort, or labels, from what its ``to_json`` gave.
 
     Raises:
       UserError: it is none.
     """
+    if isinstance(data, dict) and "labels" in data:
+        return Labels.from_json(data, where)
     if not isinstance(data, dict) or "files" not in data:
         return Tokenizer.from_json(data, where)
     right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "language": (str, type(None)), "files": dict}
