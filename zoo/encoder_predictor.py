@@ -123,10 +123,10 @@ class EncoderPredictor(PredictorBase):
             yield Classified(names[int(p_1V[0].argmax())], dict(zip(names, p_1V[0].tolist(), strict=True)))
 
     def tagged(self, batch: Tokens, rows: int) -> Iterator[Tagged]:
-        names, around = self.target_tokenizer.names, self.source_tokenizer.around
+        names, wrapping = self.target_tokenizer.names, self.source_tokenizer.wrapping
         p_BSV = jax.device_get(probabilities(self.model, self.params, self.place(batch)))
         for ids_S, mask_S, p_SV in zip(batch.ids[:rows], batch.mask, p_BSV, strict=False):
-            keep_S = mask_S & ~np.isin(ids_S, list(around))
+            keep_S = mask_S & ~np.isin(ids_S, list(wrapping))
             labels = [names[i] for i in p_SV[keep_S].argmax(axis=-1)]
             yield Tagged(self.source_tokenizer.pieces(ids_S[keep_S]), labels, p_SV[keep_S].max(axis=-1).tolist())
 

@@ -1,6 +1,8 @@
 """Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
 
     fast             tokenizer.json, by the ``tokenizers`` library
+    byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART and Blenderbot had before there was a tokenizer.json
+    word_piece       vocab.txt: what BERT and DistilBERT had
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
     m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
 
@@ -17,8 +19,10 @@ from typing import Any
 from zoo.core import UserError
 from zoo.labels import Labels
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
+from zoo.pretrained_text.byte_level import ByteLevelTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
+from zoo.pretrained_text.word_piece import WordPieceTokenizer
 from zoo.text import Tokenizer
 
 # What a directory may hold of a tokenizer: all of it is kept and written back.
@@ -27,7 +31,7 @@ FILES = (
     *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
 )
-KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer, M2M100Tokenizer)}
+KINDS = {cls.kind: cls for cls in (FastTokenizer, ByteLevelTokenizer, WordPieceTokenizer, MarianTokenizer, M2M100Tokenizer)}
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
@@ -49,9 +53,13 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
         return "marian"
     if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
         return "m2m_100"
+    if {"vocab.json", "merges.txt"} <= set(files):
+        return "byte_level"
+    if "vocab.txt" in files:
+        return "word_piece"
     raise UserError(
-        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
-        f"there is {', '.join(files) or 'none of its files'}"
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.txt, or vocab.json with "
+        f"merges.txt or with source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
     )
 
 

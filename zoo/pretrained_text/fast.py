@@ -10,11 +10,7 @@ from zoo.text import without_surrogates
 
 
 class FastTokenizer(PretrainedTokenizer):
-    """A tokenizer.json: its own rules say everything, those for special tokens too.
-
-    Attributes:
-      around: the ids that stand around every text.
-    """
+    """A tokenizer.json: its own rules say everything, those for special tokens too."""
 
     kind = "fast"
 
@@ -30,7 +26,11 @@ class FastTokenizer(PretrainedTokenizer):
         self.backend.no_padding()
         self.backend.no_truncation()
         self.ids = self.backend.get_vocab(with_added_tokens=True)
-        self.around = frozenset(self.backend.encode("").ids)
+
+    @property
+    def wrapping(self) -> frozenset[int]:
+        """The ids that stand around every text."""
+        return frozenset(self.backend.encode("").ids)
 
     @property
     def mask_id(self) -> int:
@@ -62,7 +62,9 @@ class FastTokenizer(PretrainedTokenizer):
 
     def text(self, ids: list[int]) -> str:
         text = self.backend.decode(ids, skip_special_tokens=True)
-        return clean_up(text) if self.settings.get("clean_up_tokenization_spaces") is True else text
+        # transformers does not either where the spaces are part of the tokens, whatever the settings say.
+        wanted = self.settings.get("clean_up_tokenization_spaces") is True and type(self.backend.model).__name__ != "BPE"
+        return clean_up(text) if wanted else text
 
 
 def clean_up(text: str) -> str:
