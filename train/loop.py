@@ -17,6 +17,7 @@ import zoo
 from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
+from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.journal import Fed, Journal
 from train.saver import Saver
@@ -26,8 +27,9 @@ from train.tasks import TASKS
 from train.view import View
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
-from zoo.core import UserError
-from zoo.predictor import Predictor
+from zoo.core import EncoderOnly, UserError
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
 
@@ -107,7 +109,7 @@ class Run:
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
-        self.predictor = Predictor(
+        self.predictor = predictor_for(self.model)(
             self.model,
             params=None,
             source_tokenizer=self.source_tokenizer,
@@ -249,7 +251,8 @@ class Run:
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def tokenized(self, examples: Sequence[Example]) -> Tokenized:
-        return Tokenized(examples, *encoders(self.config.model, *self.sides()))
+        corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -309,7 +312,7 @@ class Run:
 
         values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
         predictor = dataclasses.replace(self.predictor, params=params)
-        examples = evaluate.spread(self.validation, training.eval_examples)
+        examples = evaluate.spread(self.validation, training.eval_examples if self.config.corruption == "none" else 0)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
         best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
@@ -317,8 +320,10 @@ class Run:
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
         return values, best * (-1 if self.task.higher_is_better else 1)
 
-    def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
+    def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
+        if isinstance(self.model, EncoderOnly):
+            return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
@@ -360,7 +365,7 @@ class Run:
         self.view.summary(result, image, self.workdir, self.typed())
         return result
 
-    def scores(self, predictor: Predictor, examples: Sequence[Example]) -> dict[str, float]:
+    def scores(self, predictor: PredictorBase, examples: Sequence[Example]) -> dict[str, float]:
         """What the task counts: of outputs or, where that is perplexity, of the examples themselves."""
         if self.task.best != "perplexity":
             return evaluate.decoded(predictor, self.task, examples)[0]
