@@ -105,7 +105,9 @@ SENTENCEPIECE, MT5, BYTES, CODE = 32_128, 250_112, 384, 32_100  # entries of the
 V1_1 = {"activation": "gated-gelu", "share_output": False, "scale_output": False}
 
 
-def _published(vocab_size: int, d_model: int, d_ff: int, heads: int, layers: int, decoder_layers: int = 0, d_kv: int = 64, **more):
+def _published(
+    vocab_size: int, d_model: int, d_ff: int, heads: int, layers: int, decoder_layers: int = 0, d_kv: int = 64, **more
+):
     sizes = {"d_model": d_model, "d_kv": d_kv, "d_ff": d_ff, "num_heads": heads, "encoder_layers": layers}
     ids = {"start_id": 0, "end_id": 1, "pad_id": 0}
     return T5Config(vocab_size, vocab_size, **sizes, decoder_layers=decoder_layers or layers, **ids, **more)
@@ -255,7 +257,7 @@ class DecoderLayer(nn.Module):
 
         def attend(x_RTD):
             nonlocal cache
-            x_RTD, cache, weights["self"] = self.attention.read_past(x_RTD, past, cache, index, attention, bias)
+            x_RTD, cache, weights["self"] = self.attention.read_past(x_RTD, past, cache, index, attention, bias=bias)
             return x_RTD
 
         def attend_source(x_RTD):
@@ -276,7 +278,9 @@ def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 def _feed_forward_rules(side: str, sublayer: int) -> tuple[Rule, ...]:
     names = {"inner": "wi", "gate": "wi_0", "gated": "wi_1", "outer": "wo"}
     theirs = rf"{side}.block.\1.layer.{sublayer}"
-    dense = (rule for a, b in names.items() for rule in linear(rf"{side}_(\d+)/feed_forward/{a}", f"{theirs}.DenseReluDense.{b}"))
+    dense = (
+        rule for a, b in names.items() for rule in linear(rf"{side}_(\d+)/feed_forward/{a}", f"{theirs}.DenseReluDense.{b}")
+    )
     return (*dense, Rule(rf"{side}_(\d+)/feed_forward_residual/norm/scale", f"{theirs}.layer_norm.weight"))
 
 

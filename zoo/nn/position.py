@@ -63,7 +63,9 @@ def relative_bucket(distance: jax.Array, bidirectional: bool, buckets: int = 32,
         distance = jnp.maximum(-distance, 0)
     exact = buckets // 2
     # In numpy's float32 rather than the device's, whose logarithm may round a distance on the edge into the next bucket.
-    first = np.log(np.arange(exact, max_distance, dtype=np.float32) / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+    first = np.log(np.arange(exact, max_distance, dtype=np.float32) / np.float32(exact)) / np.float32(
+        np.log(max_distance / exact)
+    )
     table = np.minimum(exact + (first * np.float32(buckets - exact)).astype(np.int32), buckets - 1)
     table = np.concatenate([np.arange(exact), table, [buckets - 1]]).astype(np.int32)
     return above + jnp.asarray(table)[jnp.minimum(distance, max_distance)]
