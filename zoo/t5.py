@@ -12,8 +12,9 @@ Raffel et al. 2020 (arXiv:1910.10683); T5 v1.1 and mT5, Xue et al. 2021 (arXiv:2
     decoder            as deep as the encoder              the same; ByT5's has a third of the layers
 
 and from Vaswani et al. 2017 in: a learned bias on the scores of self-attention for each head and bucket of distances, one
-table a stack, instead of positions; scores that are not divided by sqrt(K), which the queries' initialisation makes up for; heads
-whose width is free of the model's; root mean square normalisation before each sublayer and at the end of a stack; no biases.
+table a stack, instead of positions; scores that are not divided by sqrt(K), which the queries' initialisation makes up for;
+heads whose width is free of the model's; root mean square normalisation before each sublayer and at the end of a stack; no
+biases.
 
 Departures from the papers and from transformers' code: one dropout rate, where T5 has it (the embeddings, between the two
 products of a feed-forward network, each sublayer's output, a stack's) but for attention weights. A fresh output matrix is
@@ -106,11 +107,11 @@ V1_1 = {"activation": "gated-gelu", "share_output": False, "scale_output": False
 
 
 def _published(
-    vocab_size: int, d_model: int, d_ff: int, heads: int, layers: int, decoder_layers: int = 0, d_kv: int = 64, **more
-):
+    vocab_size: int, d_model: int, d_ff: int, heads: int, layers: int, decoder_layers: int = 0, d_kv: int = 64, **choices: Any
+) -> T5Config:
     sizes = {"d_model": d_model, "d_kv": d_kv, "d_ff": d_ff, "num_heads": heads, "encoder_layers": layers}
     ids = {"start_id": 0, "end_id": 1, "pad_id": 0}
-    return T5Config(vocab_size, vocab_size, **sizes, decoder_layers=decoder_layers or layers, **ids, **more)
+    return T5Config(vocab_size, vocab_size, **sizes, decoder_layers=decoder_layers or layers, **ids, **choices)
 
 
 # The sizes of the published checkpoints. Flan-T5's are those of v1.1; the ids of CodeT5 are its tokenizer's.

@@ -3,8 +3,8 @@
 A rule is ``(our path regex, their name, layout)``; the first whose regex matches the whole path wins. A path that no rule
 takes, a tensor that no path wants and a shape that does not fit are errors that name both sides.
 
-A table may also say what else a file of the reference holds: ``Copy``, ``Constant``, ``Renamed`` and ``Unused``. Each of them is
-checked when it is read, where there is anything to check, and written again under the name that it had.
+A table may also say what else a file of the reference holds: ``Copy``, ``Constant``, ``Renamed`` and ``Unused``. Each of them
+is checked when it is read, where there is anything to check, and written again under the name that it had.
 """
 
 from __future__ import annotations

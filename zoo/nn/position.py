@@ -63,19 +63,18 @@ def relative_bucket(distance: jax.Array, bidirectional: bool, buckets: int = 32,
         distance = jnp.maximum(-distance, 0)
     exact = buckets // 2
     # In numpy's float32 rather than the device's, whose logarithm may round a distance on the edge into the next bucket.
-    first = np.log(np.arange(exact, max_distance, dtype=np.float32) / np.float32(exact)) / np.float32(
-        np.log(max_distance / exact)
-    )
-    table = np.minimum(exact + (first * np.float32(buckets - exact)).astype(np.int32), buckets - 1)
-    table = np.concatenate([np.arange(exact), table, [buckets - 1]]).astype(np.int32)
+    far = np.log(np.arange(exact, max_distance, dtype=np.float32) / np.float32(exact))
+    far = far / np.float32(np.log(max_distance / exact)) * np.float32(buckets - exact)
+    far = np.minimum(exact + far.astype(np.int32), buckets - 1)
+    table = np.concatenate([np.arange(exact), far, [buckets - 1]]).astype(np.int32)
     return above + jnp.asarray(table)[jnp.minimum(distance, max_distance)]
 
 
 def by_distance(values: Callable[[jax.Array], jax.Array], T: int, S: int, index: jax.Array | int = 0) -> jax.Array:
     """An array of queries and keys whose entries depend on the distance from one to the other alone: (H, T, S).
 
-    ``values`` is asked once for each of the T + S - 1 distances; a table looked up for each pair instead would get its gradient by
-    as many scattered additions.
+    ``values`` is asked once for each distance. A table looked up for each pair instead would get its gradient by T * S
+    scattered additions.
 
     Args:
       values: distances (N,), position of the key less that of the query -> (N, H).

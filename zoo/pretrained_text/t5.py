@@ -46,19 +46,15 @@ class T5Tokenizer(FastTokenizer):
         control, own = (
             {piece for (piece, _), kind in zip(pieces, kinds) if kind == wanted} for wanted in (CONTROL, USER_DEFINED)
         )
-        found = {*special, *extra, *control, *own}
+        found = sorted({*special, *extra, *control, *own}, key=ids.get)
         plain = own - {*special, *extra, *control}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode("ascii")}
         end = special[1]
         description = {
-            "added_tokens": [
-                {"id": ids[token], "content": token, **flags, "special": token not in plain}
-                for token in sorted(found, key=ids.get)
-            ],
-            "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-            if charsmap
-            else None,
+            "added_tokens": [{"id": ids[token], "content": token, **flags, "special": token not in plain} for token in found],
+            "normalizer": normalizer if charsmap else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, space]},
             "post_processor": {
                 "type": "TemplateProcessing",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, train, write
 
 SIZES = {"d_model": 24, "d_kv": 7, "d_ff": 32, "num_heads": 4, "dropout_rate": 0.0}
@@ -135,8 +136,8 @@ def t5_v1_1(directory: Path) -> None:
         size, avoid = len(tokenizer), {0, 1, 2, *range(len(tokenizer) - 10, len(tokenizer))}
         config = T5Config(
             vocab_size=size,
-            num_layers=2,
-            num_decoder_layers=3,
+            num_layers=3,
+            num_decoder_layers=2,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,
             **SIZES,
