@@ -53,9 +53,8 @@ def build(config, untied: bool, avoid: set[int]):
     """A trained model. Transformers ties the output of a new one in any case."""
     import transformers
 
-    model = {"t5": transformers.T5ForConditionalGeneration, "mt5": transformers.MT5ForConditionalGeneration}[config.model_type](
-        config
-    )
+    classes = {"t5": transformers.T5ForConditionalGeneration, "mt5": transformers.MT5ForConditionalGeneration}
+    model = classes[config.model_type](config)
     if untied:
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
         model.all_tied_weights_keys.pop("lm_head.weight")
@@ -74,12 +73,10 @@ def case(directory: Path, model, tokenizer, vocab: int, avoid: set[int]) -> None
         for side in ("encoder", "decoder")
         for i in range(len(getattr(model, side).block))
     }
-    write(
-        directory,
-        model,
-        tokenizer,
-        seq2seq(model, layers, avoid) | search_case(model, tokenizer) | tokens_case(tokenizer, vocab),
-    )
+    arrays = seq2seq(model, layers, avoid) | search_case(model, tokenizer) | tokens_case(tokenizer, vocab)
+    for row in arrays["out:beam"]:  # which transformers fills up with the end token where the padding's id is 0
+        row[(row == model.config.eos_token_id).cumsum(0) > 1] = model.config.pad_token_id
+    write(directory, model, tokenizer, arrays)
 
 
 def as_on_the_hub(directory: Path, files: Path | None, **config) -> None:
@@ -147,14 +144,14 @@ def t5_v1_1(directory: Path) -> None:
 
 
 def mt5(directory: Path) -> None:
-    """spiece.model with pieces for bytes and no further tokens; config.json as transformers 5 writes it; unused rows."""
+    """spiece.model with a symbol of its own and no further tokens; config.json as transformers 5 writes it; unused rows."""
     from transformers import MT5Config
 
     with tempfile.TemporaryDirectory() as name:
         files = Path(name)
-        piece_model(files, byte_fallback=True, user_defined_symbols=["▁<extra_id_0>"], character_coverage=0.98)
+        piece_model(files, user_defined_symbols=["▁<extra_id_0>"])
         tokenizer = read_tokenizer(files, "mt5", tokenizer_class="T5Tokenizer", extra_ids=0)
-        size, avoid = len(tokenizer), set(range(260))
+        size, avoid = len(tokenizer), {0, 1, 2, 3}
         model = build(MT5Config(vocab_size=size + 12, num_layers=1, **SIZES), True, avoid | set(range(size, size + 12)))
         case(directory, model, tokenizer, size, avoid | set(range(size, size + 12)))
         as_on_the_hub(directory, files)
