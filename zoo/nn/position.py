@@ -83,10 +83,11 @@ def by_distance(values: Callable[[jax.Array], jax.Array], T: int, S: int, index:
     >>> by_distance(lambda distance_N: distance_N[:, None], T=2, S=3, index=1)[0].tolist()
     [[-1, 0, 1], [-2, -1, 0]]
     """
-    N = T + S
+    N = max(T, 1) + S
     place_N = jnp.arange(N)
     distance_N = jnp.where(place_N < S, place_N, place_N - N) - index
     values_HN = values(distance_N).T
+    H = values_HN.shape[0]
     # Repeated end to end and cut one shorter than the period, each row begins one further back.
-    rows_HTN = jnp.broadcast_to(values_HN[:, None], (values_HN.shape[0], T, N))
-    return rows_HTN.reshape(-1, T * N)[:, : T * (N - 1)].reshape(-1, T, N - 1)[:, :, :S]
+    rows_HTN = jnp.broadcast_to(values_HN[:, None], (H, T, N))
+    return rows_HTN.reshape(H, T * N)[:, : T * (N - 1)].reshape(H, T, N - 1)[:, :, :S]
