@@ -12,7 +12,8 @@ DENSITY, MEAN_LENGTH = 0.15, 3.0  # share of the tokens that are taken away, and
 def span_mask(length: int, rng: np.random.Generator, density: float = DENSITY, mean_length: float = MEAN_LENGTH) -> np.ndarray:
     """Which tokens are taken away, (length,) bool, as the released code's ``random_spans_noise_mask`` draws them.
 
-    The number of tokens and of spans follow from the length alone; how they are cut is random. A text begins with what is kept.
+    The number of tokens and of spans follow from the length alone; how they are cut is random. A text begins with
+    what is kept and ends with what is taken.
 
     >>> span_mask(20, np.random.default_rng(0)).sum()
     np.int64(3)
