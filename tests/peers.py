@@ -88,6 +88,7 @@ def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[s
             prefix,
             beam_size=1,
             max_decoding_length=settings.max_length - 1,
+            min_decoding_length=0,
             max_input_length=0,
         )
     ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]

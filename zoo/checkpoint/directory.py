@@ -59,7 +59,7 @@ def predictor_from(description: Any, where: str, read_params) -> PredictorBase:
     ]
     decoding = from_fields(Decoding, description["decoding"], where)
     origin = description.get("origin")
-    if origin is not None and (not isinstance(origin, dict) or set(origin) != huggingface.ORIGIN):
+    if origin is not None and (not isinstance(origin, dict) or set(origin) - {"unused"} != huggingface.ORIGIN):
         raise UserError(f"{where} has an origin that is none: save the model again")
     model = config.build()
     return predictor_for(model)(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)

@@ -6,6 +6,7 @@ says and this zoo does not use is kept in the predictor's ``origin`` and written
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from zoo.checkpoint import generation_config, tensors
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.placing import placer
-from zoo.checkpoint.rules import from_reference, makers
+from zoo.checkpoint.rules import from_reference, is_unused, makers
 from zoo.core import EncoderOnly, ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.labels import Labels
@@ -27,7 +28,8 @@ from zoo.pretrained_text import KINDS, PretrainedTokenizer, kind_of, read_files
 from zoo.variants import abstract_params, choose, variants
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-ORIGIN = {"architecture", "config", "generation", "tensors"}  # what ``Predictor.origin`` holds
+ORIGIN = {"architecture", "config", "generation", "tensors"}  # what ``Predictor.origin`` holds, and sometimes "unused"
+MOST_UNUSED = 1 << 20  # bytes of a tensor that is kept as text
 
 
 def architectures() -> dict[str, Architecture]:
@@ -53,7 +55,7 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
     data = tensors.read_json(directory / CONFIG)
     name, architecture = architecture_of(data, directory / CONFIG)
     weights = tensors.Tensors.open(directory)
-    config = architecture.read(Fields(data, str(directory / CONFIG), len(weights), weights.entries))
+    config = architecture.read(Fields(data, str(directory / CONFIG), weights.entries))
     generation, where = None, directory / CONFIG
     if (directory / GENERATION).is_file():
         generation, where = tensors.read_json(directory / GENERATION), directory / GENERATION
@@ -70,6 +72,8 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
         "generation": generation,
         "tensors": {name: list(entry.shape) for name, entry in weights.entries.items()},
     }
+    if unused := {name: packed(name, weights[name]) for name in weights if is_unused(name, model.RULES)}:
+        origin["unused"] = unused
     tokenizers = read_tokenizers(directory, config, data)
     params = from_reference(weights, model.RULES, abstract_params(config), put)
     return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
@@ -116,13 +120,14 @@ def save(predictor: PredictorBase, directory: Path) -> None:
     generation = origin.get("generation")
     if generates(config):
         generation = generation_config.write(predictor.decoding, config, generation or {})
-    like = origin.get("tensors")
+    unused = {name: unpacked(name, content) for name, content in origin.get("unused", {}).items()}
+    like = {name: shape for name, shape in origin["tensors"].items() if name not in unused} if origin else None
     # Views of a single zero tell shapes and dtypes, so that the header can be written before any tensor is made.
     hollow = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), predictor.params)
-    shapes = {name: make() for name, make in makers(hollow, model.RULES, like).items()}
+    shapes = unused | {name: make() for name, make in makers(hollow, model.RULES, like).items()}
     shapes = {name: tensors.Shape(array.dtype, array.shape) for name, array in shapes.items()}
     made = makers(predictor.params, model.RULES, like)
-    tensors.write(directory, shapes, lambda name: made[name]())
+    tensors.write(directory, shapes, lambda name: unused[name] if name in unused else made[name]())
     for file, content in files.items():
         (directory / file).write_bytes(content)
     if generation is not None:
@@ -140,7 +145,7 @@ def describe(config: ModelConfig, name: str, origin: dict[str, Any]) -> dict[str
     """The config.json of a model: the original where it still says the same, else with the fields that this zoo reads."""
     architecture, original = architectures()[name], origin.get("config") or {}
     if original:
-        same = architecture.read(Fields(original, CONFIG, names=origin["tensors"]))
+        same = architecture.read(Fields(original, CONFIG, origin["tensors"]))
         if generation_config.with_ids(same, origin["generation"] or {}, GENERATION) == config:
             return dict(original)
     return {**original, "architectures": [name], "model_type": architecture.model_type, **architecture.write(config)}
@@ -158,6 +163,25 @@ def counterpart(config: ModelConfig) -> str:
         f"{type(config).__name__} with these settings has no counterpart in Hugging Face's format: leave out --format, or "
         f"train one of {', '.join(architectures())}"
     )
+
+
+def packed(name: str, array: np.ndarray) -> dict[str, Any]:
+    """An unused tensor as JSON. Raises UserError if it is not small."""
+    if array.nbytes > MOST_UNUSED:
+        raise UserError(f"{name} has {array.nbytes:,} bytes, more than any model has of it: it is a model of another kind")
+    content = base64.b64encode(array.tobytes()).decode("ascii")
+    return {"dtype": tensors.NAMES[array.dtype], "shape": list(array.shape), "base64": content}
+
+
+def unpacked(name: str, data: dict[str, Any]) -> np.ndarray:
+    """The inverse, for any JSON. Raises UserError if it is none."""
+    try:
+        content = base64.b64decode(data["base64"], validate=True)
+        return np.frombuffer(content, tensors.DTYPES[data["dtype"]]).reshape(data["shape"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the tensor {name} of the model's origin is not readable ({error}): load the original again"
+        ) from error
 
 
 def tokenizer_files(predictor: PredictorBase) -> dict[str, bytes]:

@@ -3,8 +3,8 @@
 A rule is ``(our path regex, their name, layout)``; the first whose regex matches the whole path wins. A path that no rule
 takes, a tensor that no path wants and a shape that does not fit are errors that name both sides.
 
-A table may also say what else a file of the reference holds: ``Copy``, ``Constant`` and ``Renamed``. Each of them is checked
-when it is read, and written again under the name that it had.
+A table may also say what else a file of the reference holds: ``Copy``, ``Constant``, ``Renamed`` and ``Unused``. Each of them
+is checked when it is read, where there is anything to check, and written again under the name that it had.
 """
 
 from __future__ import annotations
@@ -87,6 +87,16 @@ class Renamed(NamedTuple):
     new: str
 
 
+class Unused(NamedTuple):
+    """A small tensor in files of theirs that no code reads. It may be missing; whoever reads the others keeps it.
+
+    Attributes:
+      theirs: regex that matches a whole name.
+    """
+
+    theirs: str
+
+
 def linear(ours: str, theirs: str) -> tuple[Rule, ...]:
     """A Dense and torch.nn.Linear: the kernel transposed, the bias as it is."""
     return Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSED), Rule(f"{ours}/bias", f"{theirs}.bias")
@@ -141,6 +151,11 @@ def constant(name: str, rules: Iterable) -> Constant | None:
     return next((rule for rule in rules if isinstance(rule, Constant) and re.fullmatch(rule.theirs, name)), None)
 
 
+def is_unused(name: str, rules: Iterable) -> bool:
+    """Whether a name of theirs is an ``Unused``."""
+    return any(isinstance(rule, Unused) and re.fullmatch(rule.theirs, name) for rule in rules)
+
+
 def to_reference(params: PyTree, rules: Iterable) -> dict[str, np.ndarray]:
     """Our parameters under the reference's names and layout."""
     return {name: make() for name, make in makers(params, rules).items()}
@@ -152,7 +167,8 @@ def makers(params: PyTree, rules: Iterable, like: Mapping[str, tuple[int, ...]] 
     Args:
       params: our parameters.
       rules: the variant's table.
-      like: name -> shape of the file that they came from; its copies, constants and names come back. None for the table's own.
+      like: name -> shape of the file that they came from, but for its unused ones; its copies, constants and names come back.
+        None for the table's own.
 
     Raises:
       UserError: that file holds a tensor that nothing makes.
@@ -222,8 +238,9 @@ def places(names: list[str], wanted: set[str], rules: Iterable) -> dict[str, str
     """Where each wanted tensor stands: their name in the table -> the name in the file.
 
     Raises:
-      UserError: one is missing, or one is left over that is neither a ``Copy`` nor a ``Constant``.
+      UserError: one is missing, or one is left over that is no ``Copy``, ``Constant`` or ``Unused``.
     """
+    names = [name for name in names if not is_unused(name, rules)]
     known = {expand(name, rules, Renamed) or name: name for name in names}
     if len(known) != len(names):
         twice = next(name for name in names if name not in known.values())
@@ -240,7 +257,7 @@ def places(names: list[str], wanted: set[str], rules: Iterable) -> dict[str, str
 def check_extra(name: str, tensors: Mapping[str, np.ndarray], where: dict[str, str], rules: Iterable) -> None:
     """Raises UserError if a copy differs from its original, or a constant from its value."""
     known = expand(name, rules, Renamed) or name
-    if name in where.values():
+    if name in where.values() or is_unused(name, rules):
         return
     if original := expand(known, rules, Copy):
         first, second = tensors[where[original]], tensors[name]
