@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from train.data import files
-from zoo.core import UserError
+from zoo.core import UserError, first_line
 
 Split = Literal["train", "validation", "test"]
 
@@ -83,7 +83,7 @@ class Tfds:
         except Exception as error:  # TFDS raises ValueError, KeyError, NotImplementedError and its own
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f"split {name!r} of {self.name} cannot be read ({_first_line(error)}): "
+                f"split {name!r} of {self.name} cannot be read ({first_line(error)}): "
                 f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
         decoded = _Decoded(f"split {name!r} of {self.name}", records, **keys)
@@ -98,7 +98,8 @@ class Tfds:
 class Files:
     """Text pairs in files of one's own: TSV, JSON lines, Parquet, or two parallel text files; all but Parquet also as .gz.
 
-    Text is kept in memory as Arrow arrays, about the size of the files themselves.
+    Or plain text, to learn its language: each line a document, the target of an empty source. Text is kept in memory as Arrow
+    arrays, about the size of the files themselves.
     """
 
     train: str = ""
@@ -107,8 +108,8 @@ class Files:
     """File to evaluate on during training; empty: 5 % of the training file (at most 2,000 sources), chosen by their hash."""
     test: str = ""
     """File for the final score; empty: another 5 % of the training file, chosen alike."""
-    format: Literal["auto", "tsv", "jsonl", "parquet", "parallel"] = "auto"
-    """Format of the files; auto tells it by the ending: .tsv, .jsonl, .parquet, or two names with a comma."""
+    format: Literal["auto", "tsv", "jsonl", "parquet", "parallel", "text"] = "auto"
+    """Format of the files; auto tells it by the ending: .tsv, .jsonl, .parquet, .txt, or two names with a comma."""
     source: str = "source"
     """Key or column that the model reads; in a TSV without a header it is the first column."""
     target: str = "target"
@@ -117,12 +118,13 @@ class Files:
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split. Raises UserError, with file and line, for whatever cannot be read."""
         if not self.train:
-            raise UserError("no training file is given: set the field train to a .tsv, .jsonl or .parquet file or to a.en,a.de")
+            raise UserError("no training file is given: set train to a .tsv, .jsonl, .parquet or .txt file or to a.en,a.de")
         carved = [name for name in ("validation", "test") if not getattr(self, name)]
         if split not in carved and not (split == "train" and carved):
             return self._read(getattr(self, split))
         table = self._read(self.train)
-        part_N = _carve(table.sources(), carved)
+        sources = table.column("source")
+        part_N = _carve(sources if any(sources) else table.column("target"), carved)
         if split != "train" and split not in part_N:
             raise UserError(f"{self.train} has too few different sources to set aside a {split} part: give a file for {split}")
         return table.take(np.flatnonzero(part_N == split))
@@ -154,8 +156,8 @@ class Table(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return _in_chunks(self)
 
-    def sources(self) -> list[str]:
-        return self._columns["source"].to_pylist()
+    def column(self, name: str) -> list[str]:
+        return self._columns[name].to_pylist()
 
     def take(self, indices: np.ndarray) -> Table:
         """The examples at these indices, as a table of their own."""
@@ -179,7 +181,7 @@ class _Decoded(Sequence[Example]):
         try:
             records = self._records.__getitems__([int(i) for i in indices])
         except Exception as error:  # a damaged file, by whichever library notices
-            raise UserError(f"{self._what} cannot be read ({_first_line(error)}): prepare it again") from error
+            raise UserError(f"{self._what} cannot be read ({first_line(error)}): prepare it again") from error
         return [self._example(record) for record in records]
 
     def __iter__(self) -> Iterator[Example]:
@@ -242,7 +244,7 @@ def _builder(name: str, data_dir: str) -> Any:
         configs = [config.name for config in builder_class.BUILDER_CONFIGS]
         near = difflib.get_close_matches(str(options.get("config")), configs, n=1, cutoff=0)
         advice = f"did you mean {parsed.name}/{near[0]}?" if near else "leave out what follows the name, or change data_dir"
-        raise UserError(f"the data set {name!r} cannot be built ({_first_line(error)}): {advice}") from error
+        raise UserError(f"the data set {name!r} cannot be built ({first_line(error)}): {advice}") from error
 
 
 def _prepare(builder: Any) -> None:
@@ -261,11 +263,6 @@ def _prepare(builder: Any) -> None:
         ) from error
     except Exception as error:  # a download, an archive or a disk may fail in many ways, each with its own exception
         raise UserError(
-            f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({_first_line(error)}): "
+            f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({first_line(error)}): "
             "check the network, the space on the disk and the field data_dir"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
