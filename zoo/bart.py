@@ -2,7 +2,7 @@
 
 BART (Lewis et al. 2020, arXiv:1910.13461), mBART (Liu et al. 2020, arXiv:2001.08210) and mBART-50 (Tang et al. 2020,
 arXiv:2008.00401), Pegasus (Zhang et al. 2020, arXiv:1912.08777), Blenderbot and its small model (Roller et al. 2021,
-arXiv:2004.13637). Each is a Transformer (Vaswani et al. 2017) with one embedding for source, target and output, and they differ in
+arXiv:2004.13637). Each is a Transformer (Vaswani et al. 2017) with one embedding for source, target and output. They differ in
 
                       BART          mBART, mBART-50         Pegasus       Blenderbot    BlenderbotSmall
     norm              post          pre                     pre           pre           post
@@ -10,7 +10,7 @@ arXiv:2004.13637). Each is a Transformer (Vaswani et al. 2017) with one embeddin
                       from row 2    from row 2
     embedding's norm  of the sum    of the sum              none          none          of the sum; in the decoder
                                                                                         of the words alone
-    words x sqrt(D)   no            yes                     yes           yes           yes
+    words x sqrt(D)   no            yes                     yes           yes           in the encoder
     activation        gelu          gelu, relu              relu          gelu          gelu
     first token read  </s>          target language; </s>   <pad>         <s>           __start__
     language          none          source: after </s>;     none          none          none
@@ -326,10 +326,11 @@ class Bart(Seq2Seq):
     def embed(self, side: str, ids_BN: jax.Array, position_BN: jax.Array, train: bool) -> jax.Array:
         """Embeddings, scaled, plus positions, normalised where the model does so: (B, N, D)."""
         c = self.config
-        x_BND = self.embedding(ids_BN) * (c.d_model**0.5 if c.scale_embedding else 1)
-        words_alone = c.embedding_norm == "words" and side == "decoder"
-        if words_alone:
+        x_BND, words_alone = self.embedding(ids_BN), c.embedding_norm == "words" and side == "decoder"
+        if words_alone:  # which makes up for a scale
             x_BND = self.decoder_embedding_norm(x_BND)
+        elif c.scale_embedding:
+            x_BND = x_BND * c.d_model**0.5
         x_BND = x_BND + self.position(side, position_BN).astype(x_BND.dtype)
         if c.embedding_norm != "none" and not words_alone:
             x_BND = getattr(self, f"{side}_embedding_norm")(x_BND)
