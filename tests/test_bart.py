@@ -29,11 +29,7 @@ GOLDEN = Path(__file__).parent / "golden"
     [
         ("bart-base", 139_420_416),
         ("bart-large", 406_291_456),
-        ("mbart-large-cc25", 610_851_840),
-        ("mbart-large-50", 610_879_488),
-        ("pegasus-large", 568_699_904),
         ("blenderbot-400m-distill", 364_802_560),
-        ("blenderbot-3b", 2_696_268_800),
         ("blenderbot-small-90m", 87_508_992),
     ],
 )
@@ -99,10 +95,10 @@ def test_positions_end():
     """More tokens than positions were learned are refused where they would be clamped, or cut where that is asked for."""
     predictor = zoo.load(GOLDEN / "bart")
     long = "a " * 200
-    with pytest.raises(zoo.UserError, match=r"a source of .* max_len = 160 .* max_source_len to at most 160"):
+    with pytest.raises(zoo.UserError, match=r"a source of up to 256 tokens .* max_len = 160 .* max_source_len to at most 160"):
         predictor.predict([long])
     assert predictor.predict([long], max_source_len=160, beams=1)
-    with pytest.raises(zoo.UserError, match="a target of 161 tokens"):
+    with pytest.raises(zoo.UserError, match=r"a target of up to 256 tokens .* set max_len to at most 160"):
         predictor.predict(["a"], max_len=161)
     config = dataclasses.replace(PRESETS["tiny"], positions="sinusoidal", max_len=8)
     source, target = config.example(2, 12, 12)

@@ -115,8 +115,8 @@ class BartConfig(ModelConfig):
         """Raises UserError for more positions than the model has learned."""
         if self.positions != "sinusoidal" and length > self.max_len:
             raise UserError(
-                f"a {side} of {length} tokens does not fit the model, which has learned max_len = {self.max_len} positions: "
-                f"shorten it, or set {setting} to at most {self.max_len}"
+                f"a {side} of up to {length} tokens does not fit the model, which has learned max_len = {self.max_len} "
+                f"positions: shorten it, or set {setting} to at most {self.max_len}"
             )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import torch
 from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, train, write
 
 SIZES = {"d_model": 24, "max_position_embeddings": 160, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -42,7 +43,15 @@ def case(
     train(model, avoid, steps)
     model.generation_config = transformers.GenerationConfig(**{"max_length": 24, "num_beams": 4, **ids, **generation})
     arrays = seq2seq(model, LAYERS, avoid) | search_case(model, tokenizer) | tokens_case(tokenizer, size - extra)
+    for name in ("out:greedy", "out:beam"):
+        arrays[name] = padded(arrays[name], ids["eos_token_id"], ids["pad_token_id"])
     write(directory, model, tokenizer, arrays)
+
+
+def padded(rows: torch.Tensor, end: int, pad: int) -> torch.Tensor:
+    """Padding after the end, where transformers' beam search repeats the end if the padding's id is 0."""
+    ended = (rows == end).cumsum(dim=1)
+    return torch.where(ended - (rows == end).long() > 0, pad, rows)
 
 
 def byte_level(kind: str, special=("<s>", "<pad>", "</s>", "<unk>"), size: int = 300):
