@@ -4,7 +4,10 @@ Paper     Radford et al. 2019, at a fortieth of the smallest model's size.
 Command   python -m train configs/gpt2_text.py --workdir runs/gpt2_text --data.train corpus.txt
           5 % of the lines are kept for validation, 5 % for the test; perplexity is a subword's.
           To learn continuations of prompts instead: --data.train pairs.tsv --batching.max-source-len 128 --task text
-Reached   TODO
+Reached   not trained at this size yet. At 91,648 parameters and 60 steps on 2,715 lines of a made-up grammar (CPU, one seed)
+          perplexity fell from 75 at step 30 to 28.9 on 132 test lines, with --training.steps 60 --training.eval-every 30
+          --model.d-model 64 --model.d-ff 128 --model.num-layers 2 --model.num-heads 4
+          --tokenizers.vocab-size 200 --batching.tokens 1024
 """
 
 from train.data import Batching, Files

@@ -101,6 +101,8 @@ class Run:
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
         )
+        if config.batching.pack and not self.model.PACKS:
+            raise UserError(f"batching.pack is on, but {type(self.model).__name__} reads one pair a row: turn it off")
         self.flops = flops.training_flops(self.model)
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
