@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import zoo
 from zoo.bart import PRESETS
+from zoo.checkpoint import generation_config
 from zoo.core import Tokens, flatten_params
 from zoo.generate import Rules
 from zoo.variants import abstract_params
@@ -91,11 +92,17 @@ def test_mbart50_generates_the_target_language_first():
     assert predictor.source_tokenizer.encode("a")[0] == code("de_DE")
 
 
+def test_a_source_may_fill_all_positions():
+    """1,024 of BART, whatever the default of other models is."""
+    config = PRESETS["bart-large"]
+    assert generation_config.read({}, "here", config).max_source_len == config.max_len
+
+
 def test_positions_end():
     """More tokens than positions were learned are refused where they would be clamped, or cut where that is asked for."""
     predictor = zoo.load(GOLDEN / "bart")
     long = "a " * 200
-    with pytest.raises(zoo.UserError, match=r"a source of up to 256 tokens .* max_len = 160 .* max_source_len to at most 160"):
+    with pytest.raises(zoo.UserError, match=r"a source of up to 512 tokens .* max_len = 160 .* max_source_len to at most 160"):
         predictor.predict([long])
     assert predictor.predict([long], max_source_len=160, beams=1)
     with pytest.raises(zoo.UserError, match=r"a target of up to 256 tokens .* set max_len to at most 160"):

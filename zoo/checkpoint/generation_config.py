@@ -63,6 +63,7 @@ def read(data: Mapping[str, Any], where: str, config: ModelConfig) -> Decoding:
         no_repeat_ngram=fields.integer("no_repeat_ngram_size", 0),
         no_repeat_source_ngram=fields.integer("encoder_no_repeat_ngram_size", 0),
         **lengths(fields, config),
+        max_source_len=max(Decoding.max_source_len, 0 if config.decoder_only else getattr(config, "max_len", 0)),
         first_id=fields.token("forced_bos_token_id", size, 0) if data.get("forced_bos_token_id") is not None else -1,
         end_at_limit=forced_end is not None,
         suppress=tuple(sorted(set(banned) - special)) if special <= set(banned) else tuple(sorted(set(banned))),
