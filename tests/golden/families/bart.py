@@ -49,10 +49,10 @@ def case(
     write(directory, model, tokenizer, arrays)
 
 
-def padded(rows: torch.Tensor, end: int, pad: int) -> torch.Tensor:
+def padded(rows, end: int, pad: int):
     """Padding after the end, where transformers' beam search repeats the end if the padding's id is 0."""
     ended = (rows == end).cumsum(dim=1)
-    return torch.where(ended - (rows == end).long() > 0, pad, rows)
+    return rows.where(ended - (rows == end).long() == 0, pad)
 
 
 def byte_level(kind: str, special=("<s>", "<pad>", "</s>", "<unk>"), size: int = 300):
