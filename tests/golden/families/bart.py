@@ -6,8 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import torch
-
 from families.reference import SENTENCES, randomise, search_case, seq2seq, tokens_case, train, write
 
 SIZES = {"d_model": 24, "max_position_embeddings": 160, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
