@@ -26,6 +26,7 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
     "repetition_penalty": (1e-4, 1e4),
     "no_repeat_ngram": (0, 2**20),
+    "no_repeat_source_ngram": (0, 2**20),
     "min_len": (0, 2**20),
     "max_len": (1, 2**20),
     "max_len_ratio": (0.0, 1e4),
@@ -55,6 +56,7 @@ class Decoding:
       risk: of ``n_best`` outputs, give the one of minimum Bayes risk under this metric.
       repetition_penalty: above 1 discourages tokens that an output has already; 1 does nothing.
       no_repeat_ngram: no n-gram of this size twice in an output; 0 for any.
+      no_repeat_source_ngram: no n-gram of this size in a source and in its output; 0 for any.
       min_len: fewest tokens of an output, the end token included.
       max_len: most tokens of an output, the end token included.
       max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
@@ -82,6 +84,7 @@ class Decoding:
     risk: Literal["none", "chrf", "bleu"] = "none"
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    no_repeat_source_ngram: int = 0
     min_len: int = 0
     max_len: int = 64
     max_len_ratio: float = 0.0
@@ -159,6 +162,7 @@ class Decoding:
             total=self.max_total_len or None,
             repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
             ngram=self.no_repeat_ngram or None,
+            source_ngram=self.no_repeat_source_ngram or None,
             first_id=self.first_id,
             end_at_limit=self.end_at_limit,
             bias=bias(vocab_size, self.suppress) if self.suppress else None,

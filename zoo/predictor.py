@@ -88,7 +88,7 @@ class Predictor(PredictorBase):
         """The predictor that translates from one language to another, for models of many that are told so by a token.
 
         Args:
-          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB.
+          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB, "en_XX" in mBART.
 
         Raises:
           UserError: the model has no such language, or is not told languages.
@@ -99,8 +99,11 @@ class Predictor(PredictorBase):
             "source_tokenizer": self.source_tokenizer.with_language(source),
             "target_tokenizer": self.target_tokenizer.with_language(target),
         }
-        first = dataclasses.replace(self.decoding, first_id=self.target_tokenizer.language_id(target))
-        return dataclasses.replace(self, decoding=first, **tokenizers)
+        language = self.target_tokenizer.language_id(target)
+        if self.target_tokenizer.language_is_read:
+            model = self.model.clone(config=dataclasses.replace(self.model.config, start_id=language))
+            return dataclasses.replace(self, model=model, **tokenizers)
+        return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, first_id=language), **tokenizers)
 
     def settings(self, options: dict[str, Any]) -> Decoding:
         """The defaults with these options changed.

@@ -17,7 +17,7 @@ from zoo.decoding import Decoding
 # What changes an output and has no counterpart here, with the values under which it changes nothing.
 UNSUPPORTED = {
     **{"num_beam_groups": (1,), "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "guidance_scale": (1.0,)},
-    **{"encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "force_words_ids": (), "constraints": ()},
+    **{"encoder_repetition_penalty": (1.0,), "force_words_ids": (), "constraints": ()},
     **{"sequence_bias": (), "exponential_decay_length_penalty": (), "stop_strings": (), "renormalize_logits": (False,)},
     **{"epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "top_h": (), "watermarking_config": ()},
 }
@@ -61,7 +61,9 @@ def read(data: Mapping[str, Any], where: str, config: ModelConfig) -> Decoding:
         **(shaped if sample else {}),
         repetition_penalty=fields.number("repetition_penalty", 1.0),
         no_repeat_ngram=fields.integer("no_repeat_ngram_size", 0),
+        no_repeat_source_ngram=fields.integer("encoder_no_repeat_ngram_size", 0),
         **lengths(fields, config),
+        max_source_len=max(Decoding.max_source_len, 0 if config.decoder_only else getattr(config, "max_len", 0)),
         first_id=fields.token("forced_bos_token_id", size, 0) if data.get("forced_bos_token_id") is not None else -1,
         end_at_limit=forced_end is not None,
         suppress=tuple(sorted(set(banned) - special)) if special <= set(banned) else tuple(sorted(set(banned))),
@@ -76,7 +78,8 @@ def write(decoding: Decoding, config: ModelConfig, original: Mapping[str, Any]) 
     Raises:
       UserError: a setting that transformers does not have.
     """
-    if original and read(original, "generation_config.json", config) == decoding:
+    where = "generation_config.json"
+    if original and read(original, where, config) == decoding and with_ids(config, original, where) == config:
         return dict(original)
     if decoding.beams > 1 and decoding.penalty != "huggingface":
         raise UserError(
@@ -95,6 +98,7 @@ def write(decoding: Decoding, config: ModelConfig, original: Mapping[str, Any]) 
         **({"min_p": decoding.min_p, "typical_p": decoding.typical} if decoding.sample else {}),
         "repetition_penalty": decoding.repetition_penalty,
         "no_repeat_ngram_size": decoding.no_repeat_ngram,
+        "encoder_no_repeat_ngram_size": decoding.no_repeat_source_ngram,
         **written_lengths(decoding, config),
         "forced_bos_token_id": None if decoding.first_id < 0 else decoding.first_id,
         "forced_eos_token_id": config.end_id if decoding.end_at_limit else None,

@@ -214,6 +214,8 @@ def relate(search: Search, rules: Rules, source: core.PyTree, model: core.Seq2Se
     ratios = rules.relative
     if config_of(model).decoder_only and (rules.repetition is not None or rules.ngram is not None):
         rules = rules._replace(prompt=first_of(source))
+    if rules.source_ngram is not None:
+        rules = rules._replace(source=first_of(source))
     covers = getattr(search, "coverage", None) is not None and search.source_mask is None
     if ratios or covers:
         mask = next((x.mask for x in jax.tree.leaves(source, is_leaf=_is_tokens) if _is_tokens(x)), None)

@@ -42,11 +42,14 @@ class Rules(NamedTuple):
       repetition: () float, the penalty of Keskar et al. 2019 (arXiv:1909.05858, section 4.1): a token that stands in the
         sequence already has its positive score divided by it, its negative score multiplied.
       ngram: () int, no n-gram of this size stands twice in a sequence (Paulus et al. 2018, arXiv:1705.04304, section 2.5).
+      source_ngram: () int, no n-gram of this size stands in the source and in its output (Roller et al. 2021,
+        arXiv:2004.13637, section 4.1.2); needs ``source``.
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
       anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
       prompt: ``core.Tokens`` of shape (B, S) that rows go on after, which repetition and n-grams count too: a decoder-only
         model's source, as ``generate`` fills it in.
+      source: ``core.Tokens`` of shape (B, S), the source where a rule reads it, as ``generate`` fills it in.
     """
 
     start_id: jax.Array | int | None = None
@@ -64,9 +67,11 @@ class Rules(NamedTuple):
     first_bias: jax.Array | None = None
     repetition: jax.Array | float | None = None
     ngram: jax.Array | int | None = None
+    source_ngram: jax.Array | int | None = None
     stop: jax.Array | None = None
     anything: jax.Array | bool = False
     prompt: core.Tokens | None = None
+    source: core.Tokens | None = None
 
     def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
         """The rules with the ids that are not given taken from a model's configuration, and what that says of a source."""
@@ -159,6 +164,8 @@ class Rules(NamedTuple):
             logits_RV = _penalise_repetition(logits_RV, read_RN, last, self.repetition, shift_R1)
         if self.ngram is not None:
             logits_RV = _block_ngrams(logits_RV, read_RN, last, self.ngram)
+        if self.source_ngram is not None:
+            logits_RV = _block_source_ngrams(logits_RV, self.source, read_RN, last, self.source_ngram)
         if self.bias is not None:
             logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
         if self.first_bias is not None:
@@ -170,7 +177,7 @@ class Rules(NamedTuple):
     @property
     def changes(self) -> bool:
         """Whether ``change`` changes anything."""
-        return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
+        return any(field is not None for field in (self.repetition, self.ngram, self.source_ngram, self.bias, self.first_bias))
 
     @property
     def falls(self) -> jax.Array | bool:
@@ -248,6 +255,7 @@ class Rules(NamedTuple):
             first_bias=None if self.first_bias is None else np.asarray(self.first_bias, np.float32),
             repetition=number(self.repetition),
             ngram=None if self.ngram is None else np.int32(self.ngram),
+            source_ngram=None if self.source_ngram is None else np.int32(self.source_ngram),
             stop=None if self.stop is None else np.asarray(self.stop, np.int32),
             anything=np.bool_(self.anything),
         )
@@ -265,8 +273,9 @@ def check(rules: Rules, batch: int) -> None:
             raise core.UserError(f"rules.{name} has the shape {shape}: give one number, or one for each of the {batch} rows")
     if rules.repetition is not None and not rules.repetition > 0:
         raise core.UserError(f"rules.repetition is {rules.repetition}: it must be above 0; 1 changes nothing")
-    if rules.ngram is not None and rules.ngram < 1:
-        raise core.UserError(f"rules.ngram is {rules.ngram}: n-grams have at least 1 token; None blocks nothing")
+    for name in ("ngram", "source_ngram"):
+        if getattr(rules, name) is not None and getattr(rules, name) < 1:
+            raise core.UserError(f"rules.{name} is {getattr(rules, name)}: n-grams have at least 1 token; None blocks nothing")
     for name in ("min_ratio", "limit_ratio"):
         if getattr(rules, name) is not None and not getattr(rules, name) >= 0:
             raise core.UserError(f"rules.{name} is {getattr(rules, name)}: it must not be negative")
@@ -325,8 +334,20 @@ def _penalise_repetition(logits_RV, read_RN, step, penalty, shift_R1):
     return _put(logits_RV, where_RN, penalised_RN)
 
 
-def _block_ngrams(logits_RV, read_RN, step, size):
-    """Set to -inf every token that would complete an n-gram already read: those whose ``size - 1`` predecessors recur now."""
+def _block_source_ngrams(logits_RV, source, read_RN, step, size):
+    """Set to -inf every token that would complete an n-gram of the source."""
+    (B, S), R = source.ids.shape, read_RN.shape[0]
+    # Between source and output stands what is no token, so that no n-gram reaches over both.
+    source_BN = jnp.pad(jnp.where(source.mask, source.ids, NEVER), ((0, 0), (0, 1)), constant_values=NEVER)
+    both_RN = jnp.concatenate([jnp.repeat(source_BN, R // B, axis=0), read_RN], axis=1)
+    return _block_ngrams(logits_RV, both_RN, S + 1 + step, size, until=S)
+
+
+def _block_ngrams(logits_RV, read_RN, step, size, until=None):
+    """Set to -inf every token that would complete an n-gram already read: those whose ``size - 1`` predecessors recur now.
+
+    ``until`` is the last place at which such an n-gram may end, if not ``step``.
+    """
     position_N = jnp.arange(read_RN.shape[1])
     padded_RN = jnp.pad(read_RN, ((0, 0), (read_RN.shape[1], 0)), constant_values=NEVER)
 
@@ -335,7 +356,7 @@ def _block_ngrams(logits_RV, read_RN, step, size):
         now_R1 = lax.dynamic_slice_in_dim(padded_RN, read_RN.shape[1] + step + 1 - j, 1, axis=1)
         return (earlier_RN == now_R1) & (now_R1 != NEVER)
 
-    repeats_RN = jnp.broadcast_to((position_N <= step)[None], read_RN.shape)
+    repeats_RN = jnp.broadcast_to((position_N <= (step if until is None else until))[None], read_RN.shape)
     repeats_RN = lax.fori_loop(1, jnp.minimum(size, step + 2), lambda j, same_RN: same_RN & back(j), repeats_RN)
     repeats_RN &= (size <= step + 1) & (read_RN != NEVER)  # the sequence is as long as the n-gram's beginning
     return _put(logits_RV, jnp.where(repeats_RN, read_RN, logits_RV.shape[1]), jnp.full(read_RN.shape, -jnp.inf))

@@ -27,10 +27,12 @@ class PretrainedTokenizer:
       settings: what tokenizer_config.json says.
       ids: token -> id.
       language: of the texts, for a model that wants to be told; see ``with_language``.
+      language_is_read: whether a decoder reads the language of its output first, and does not generate it first.
     """
 
     kind: ClassVar[str]
     language: str | None = None
+    language_is_read: bool = False
 
     def __init__(self, files: dict[str, bytes], side: str, vocab_size: int, end_id: int):
         self.files, self.side, self.vocab_size, self.end_id = files, side, vocab_size, end_id

@@ -8,6 +8,9 @@ from zoo.core import UserError
 from zoo.pretrained_text.base import PretrainedTokenizer
 from zoo.text import without_surrogates
 
+# Classes of transformers whose texts are marked with a language: whether it stands first, else after the end token.
+LANGUAGE_FIRST = {"Nllb": True, "MBart50": True, "MBart": False}
+
 
 class FastTokenizer(PretrainedTokenizer):
     """A tokenizer.json: its own rules say everything, those for special tokens too."""
@@ -26,6 +29,15 @@ class FastTokenizer(PretrainedTokenizer):
         self.backend.no_padding()
         self.backend.no_truncation()
         self.ids = self.backend.get_vocab(with_added_tokens=True)
+        if self.class_name in ("MBart", "MBart50"):  # whose tokenizer.json may be of any language
+            code = self.settings.get("src_lang") or "en_XX"
+            self.language = self.settings.get("tgt_lang") or code if self.side == "target" else code
+            self.language_is_read = self.class_name == "MBart"
+
+    @property
+    def class_name(self) -> str:
+        """The class of transformers, without what its name ends with."""
+        return str(self.settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
 
     @property
     def wrapping(self) -> frozenset[int]:
@@ -48,7 +60,10 @@ class FastTokenizer(PretrainedTokenizer):
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.language is None)
         if self.language is None:
             return [encoding.ids for encoding in encodings]
-        return [[self.language_id(self.language), *encoding.ids, self.end_id] for encoding in encodings]
+        language = self.language_id(self.language)
+        if LANGUAGE_FIRST[self.class_name]:
+            return [[language, *encoding.ids, self.end_id] for encoding in encodings]
+        return [[*encoding.ids, self.end_id, language] for encoding in encodings]
 
     def encode_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """For each pair the ids of both texts in one sequence, and which text each is of (``Tokens.types``)."""
@@ -56,7 +71,7 @@ class FastTokenizer(PretrainedTokenizer):
         return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch(pairs)]
 
     def language_token(self, code: str) -> str:
-        if not str(self.settings.get("tokenizer_class", "")).startswith("Nllb") or self.settings.get("legacy_behaviour"):
+        if self.class_name not in LANGUAGE_FIRST or self.settings.get("legacy_behaviour"):
             raise UserError(f"this tokenizer is not told a language, such as {code!r}: leave it out")
         return code
 

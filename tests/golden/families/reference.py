@@ -56,7 +56,9 @@ def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, after: Call
         pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)  # noqa: E731
         real = pad([torch.ones(len(row)) for row in rows], 0).long()
         optimizer.zero_grad()
-        model(input_ids=pad(rows, c.pad_token_id), attention_mask=real, labels=pad(targets, -100)).loss.backward()
+        read = pad([torch.cat([torch.tensor([c.decoder_start_token_id]), row[:-1]]) for row in targets], c.pad_token_id)
+        batch = {"input_ids": pad(rows, c.pad_token_id), "attention_mask": real, "decoder_input_ids": read}
+        model(**batch, labels=pad(targets, -100)).loss.backward()
         optimizer.step()
         after()
     return model.eval()
