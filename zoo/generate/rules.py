@@ -6,7 +6,7 @@ field that may be None is given at all makes another program, and without it the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,6 +44,9 @@ class Rules(NamedTuple):
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
       anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
+      processor: a rule of one's own, for which the next token hangs on those before it: a function of the logits (R, V) that all
+        of the above have changed, the tokens (R, T), the step () and how many tokens of each row are a prefix (R,), to logits
+        that are nowhere higher. A JAX tree (``jax.tree_util.register_dataclass``) whose values all rows share.
     """
 
     start_id: jax.Array | int | None = None
@@ -62,6 +65,7 @@ class Rules(NamedTuple):
     ngram: jax.Array | int | None = None
     stop: jax.Array | None = None
     anything: jax.Array | bool = False
+    processor: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
     def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
         """The rules with the ids that are not given taken from a model's configuration, and its first tokens of a source."""
@@ -119,7 +123,7 @@ class Rules(NamedTuple):
         return jnp.where(step < length_B, prefix_B, token_B)
 
     def change(self, logits_RV: jax.Array, ids_RT: jax.Array, step: jax.Array, normaliser_R: jax.Array | None) -> jax.Array:
-        """The logits as bias, repetition and n-gram blocking leave them; the very same array where none is asked for.
+        """The logits as repetition, n-grams, biases and the processor leave them; the very same array where none is asked for.
 
         Args:
           logits_RV: what the decoder says.
@@ -138,16 +142,18 @@ class Rules(NamedTuple):
             logits_RV = _block_ngrams(logits_RV, read_RN, step, self.ngram)
         if self.bias is not None:
             logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
+        if self.first_bias is None and self.processor is None:
+            return logits_RV
+        length_B = self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
+        length_R = jnp.broadcast_to(length_B, (R,)) if length_B.shape[0] == 1 else core.per_beam(length_B, R)
         if self.first_bias is not None:
-            first_B = step == self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
-            first_R1 = (jnp.broadcast_to(first_B, (R,)) if first_B.shape[0] == 1 else core.per_beam(first_B, R))[:, None]
-            logits_RV = jnp.where(first_R1, logits_RV + self.first_bias[None], logits_RV)
-        return logits_RV
+            logits_RV = jnp.where((step == length_R)[:, None], logits_RV + self.first_bias[None], logits_RV)
+        return logits_RV if self.processor is None else self.processor(logits_RV, ids_RT, step, length_R)
 
     @property
     def changes(self) -> bool:
         """Whether ``change`` changes anything."""
-        return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
+        return any(x is not None for x in (self.repetition, self.ngram, self.bias, self.first_bias, self.processor))
 
     @property
     def falls(self) -> jax.Array | bool:
@@ -226,6 +232,7 @@ class Rules(NamedTuple):
             ngram=None if self.ngram is None else np.int32(self.ngram),
             stop=None if self.stop is None else np.asarray(self.stop, np.int32),
             anything=np.bool_(self.anything),
+            processor=self.processor,
         )
 
 

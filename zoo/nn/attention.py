@@ -283,15 +283,17 @@ class MultiHeadAttention(nn.Module):
     Attributes:
       D: model width; H: heads, each of width D / H.
       kernel: as in ``choose``.
+      key_bias: whether keys have a bias, which changes no weight: it adds the same to all scores of a query.
     """
 
     D: int
     H: int
     kernel: str = "auto"
+    key_bias: bool = True
 
     def setup(self):
-        dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform())  # noqa: E731
-        self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
+        dense = lambda bias=True: nn.Dense(self.D, use_bias=bias, kernel_init=xavier_uniform())  # noqa: E731
+        self.query, self.key, self.value, self.out = dense(), dense(self.key_bias), dense(), dense()
 
     def split(self, x_BND: jax.Array) -> jax.Array:
         """(B, N, D) to (B, N, H, K)."""
