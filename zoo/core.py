@@ -176,7 +176,8 @@ class Seq2Seq(nn.Module):
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
-    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike, ``SOUND``
+    whether the source is ``Frames`` of sound.
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
@@ -197,6 +198,7 @@ class Seq2Seq(nn.Module):
     SHARDING: ClassVar[tuple] = ()
     PACKS: ClassVar[bool] = False
     SCANS: ClassVar[bool] = False
+    SOUND: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.scan_layers and not self.SCANS:

@@ -1,7 +1,7 @@
 """Whisper: speech recognition and translation into English, published with its weights.
 
-Radford et al. 2022 (arXiv:2212.04356). A Transformer (Vaswani et al. 2017) with a norm before each sublayer that reads log-mel
-frames of sound (``zoo.nn.audio``) through two convolutions, the second of which keeps every other position. The models differ in
+Radford et al. 2022 (arXiv:2212.04356). A Transformer (Vaswani et al. 2017) with a norm before each sublayer that reads
+log-mel frames of sound (``zoo.nn.audio``) through two convolutions, of which the second keeps every other position. The models differ in
 
                      tiny, base, small, medium, large, large-v2    large-v3    large-v3-turbo
     mel bands        80                                            128         128
@@ -263,6 +263,7 @@ class Whisper(Seq2Seq):
 
     RULES: ClassVar = RULES
     SHARDING: ClassVar = SHARDING
+    SOUND: ClassVar = True
 
     def setup(self):
         c = self.config
@@ -293,8 +294,8 @@ class Whisper(Seq2Seq):
         c = self.config
         if -(-source.values.shape[1] // 2) > c.max_source_len:
             raise UserError(
-                f"the source has {source.values.shape[1]} frames and the model reads at most {2 * c.max_source_len}: cut it into "
-                "windows, as zoo.speech does"
+                f"the source has {source.values.shape[1]} frames and the model reads at most {2 * c.max_source_len}: cut it "
+                "into windows, as zoo.speech does"
             )
         x_BSD, mask_BS = self.convolve(source)
         positions_SD = jax.lax.stop_gradient(self.encoder_positions.embedding)[: x_BSD.shape[1]]

@@ -44,9 +44,9 @@ class Rules(NamedTuple):
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
       anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
-      processor: a rule of one's own, for which the next token hangs on those before it: a function of the logits (R, V) that all
-        of the above have changed, the tokens (R, T), the step () and how many tokens of each row are a prefix (R,), to logits
-        that are nowhere higher. A JAX tree (``jax.tree_util.register_dataclass``) whose values all rows share.
+      processor: a rule of one's own, for which the next token hangs on those before it: a function of the logits (R, V) that
+        all of the above have changed, the tokens (R, T), the step () and how many tokens of each row are a prefix (R,), to
+        logits that are nowhere higher. A JAX tree (``jax.tree_util.register_dataclass``) whose values all rows share.
     """
 
     start_id: jax.Array | int | None = None

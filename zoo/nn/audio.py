@@ -1,7 +1,7 @@
 """From sound to log-mel frames, as Whisper reads them (Radford et al. 2022, section 2.2).
 
-16,000 samples a second; windows of 25 ms each 10 ms; the power in 80 or 128 mel bands, its logarithm to base 10, at most 8 below
-the loudest band of the whole recording, moved and scaled to about -1 ... 1.
+16,000 samples a second; windows of 25 ms each 10 ms; the power in 80 or 128 mel bands, its logarithm to base 10, at most 8
+below the loudest band of the whole recording, moved and scaled to about -1 ... 1.
 """
 
 from __future__ import annotations
