@@ -42,7 +42,7 @@ def speech(seed: int, seconds: float, language: str = "en") -> tuple[np.ndarray,
         start, words = now, tuple(rng.integers(0, 10, int(rng.integers(1, 4))).tolist())
         for word in words:
             length = 0.02 * int(rng.integers(8, 16))
-            first = int(round(now * RATE))
+            first = round(now * RATE)
             wave = tone(word, length, language)[: max(0, len(sound) - first)]
             sound[first : first + len(wave)] += wave
             now += length

@@ -176,8 +176,8 @@ class Seq2Seq(nn.Module):
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
-    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike, ``SOUND``
-    whether the source is ``Frames`` of sound.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike,
+    ``SOUND`` whether the source is ``Frames`` of sound.
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same

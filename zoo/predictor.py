@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.core import UserError, pad_tokens
-from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
 from zoo.generate.facade import room
 from zoo.predictor_base import PredictorBase
@@ -100,19 +99,6 @@ class Predictor(PredictorBase):
         }
         first = dataclasses.replace(self.decoding, first_id=self.target_tokenizer.language_id(target))
         return dataclasses.replace(self, decoding=first, **tokenizers)
-
-    def settings(self, options: dict[str, Any]) -> Decoding:
-        """The defaults with these options changed.
-
-        Raises:
-          UserError: an unknown option.
-        """
-        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
-        if unknown:
-            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
-        decoding = dataclasses.replace(self.decoding, **options)
-        decoding.search(None)  # its checks, also when there is no text
-        return decoding
 
     def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
         """How probable the model finds given outputs: the log-probability of each target, its end token included.

@@ -1,7 +1,7 @@
 """Whisper: speech recognition and translation into English, published with its weights.
 
-Radford et al. 2022 (arXiv:2212.04356). A Transformer (Vaswani et al. 2017) with a norm before each sublayer that reads
-log-mel frames of sound (``zoo.nn.audio``) through two convolutions, of which the second keeps every other position. The models differ in
+Radford et al. 2022 (arXiv:2212.04356). A Transformer (Vaswani et al. 2017) with a norm before each sublayer that reads log-mel
+frames of sound (``zoo.nn.audio``) through two convolutions, of which the second keeps every other position. They differ in
 
                      tiny, base, small, medium, large, large-v2    large-v3    large-v3-turbo
     mel bands        80                                            128         128

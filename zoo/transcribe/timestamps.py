@@ -17,8 +17,8 @@ FRAMES = 2  # frames of sound in that time
 class TimestampRules:
     """What Whisper may say where it marks times, as a ``Rules.processor`` (Radford et al. 2022, section 4.5, and its code).
 
-    An output begins with a timestamp. Timestamps never fall, and stand in pairs, an end and the next beginning, but for the first
-    and the last. Where all timestamps together are more probable than the most probable other token, it must be one of them.
+    An output begins with a timestamp. Timestamps never fall, and stand in pairs, an end and the next beginning, but for the
+    first and the last. Where all timestamps together are more probable than the most probable other token, it must be one.
 
     Attributes:
       begin: () int, the first timestamp token, 0.00 s; all that follow it are timestamps.
@@ -72,8 +72,8 @@ class Span(NamedTuple):
 def spans(tokens: list[int], begin: int, frames: int) -> tuple[list[Span], int]:
     """The segments of a window's output, and by how many frames the window moves on (Radford et al. 2022, section 3.8).
 
-    An output that ends within a segment is read again from where the last whole one ended; one that ends with a single timestamp
-    says that nothing follows it.
+    What ends within a segment is read again from where the last whole one ended; a single timestamp at the end says that
+    nothing follows it.
 
     >>> spans([100, 7, 105, 105, 8], 100, 3000)
     ([Span(start=0, end=5, first=0, last=3)], 10)

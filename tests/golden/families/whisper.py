@@ -10,6 +10,7 @@ Beside what reference.py says, speech.npz in place of golden.npz holds, of the s
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import sys
 import tempfile
@@ -18,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from families.reference import neighbours, randomise, write
+from families.reference import neighbours, write
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from strings import SENTENCES, strings
+from strings import strings
 from tones import RATE, WORDS, speech
 
 SECONDS = 3
@@ -52,8 +53,14 @@ def tokenizer_of(languages: tuple[str, ...]):
     return tokenizer
 
 
+@functools.cache
 def id_of(tokenizer, name: str) -> int:
     return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+
+
+@functools.cache
+def encoded(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def example(tokenizer, seed: int, multilingual: bool) -> tuple[np.ndarray, list[int], int]:
@@ -73,7 +80,7 @@ def example(tokenizer, seed: int, multilingual: bool) -> tuple[np.ndarray, list[
         begin, end = round(phrase.start - first, 2), round(phrase.end - first, 2)
         if begin < 0 or begin >= SECONDS:
             continue
-        text = tokenizer("".join(WORDS[said][word] for word in phrase.words), add_special_tokens=False)["input_ids"]
+        text = encoded(tokenizer, "".join(WORDS[said][word] for word in phrase.words))
         whole = end <= SECONDS
         if not whole and not stamped:
             continue
@@ -104,7 +111,7 @@ def train_on_tones(model, tokenizer, extractor, multilingual: bool, steps: int):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 100 == 0:
-            print(step, float(loss), flush=True)
+            print(step, loss.item(), flush=True)
     return model.eval()
 
 
@@ -285,6 +292,6 @@ def make(directory: Path, mels: int, languages: tuple[str, ...], steps: int, gra
 
 CASES = {
     "whisper": lambda directory: make(directory, 80, ("en", "de", "fr"), 1500, gradients=True),
-    "whisper_v3": lambda directory: make(directory, 128, ("en", "de", "fr"), 1500),
-    "whisper_en": lambda directory: make(directory, 80, ("en",), 1000),
+    "whisper_v3": lambda directory: make(directory, 128, ("en", "de", "fr"), 900),
+    "whisper_en": lambda directory: make(directory, 80, ("en",), 600),
 }
