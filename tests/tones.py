@@ -49,3 +49,15 @@ def speech(seed: int, seconds: float, language: str = "en") -> tuple[np.ndarray,
         phrases.append(Phrase(round(start, 2), round(now, 2), words))
         now += 0.02 * int(rng.integers(8, 20))
     return sound, phrases
+
+
+def signals() -> dict[str, np.ndarray]:
+    """Sounds that a front end may trip over, by name."""
+    rng, time = np.random.default_rng(0), np.arange(5 * RATE) / RATE
+    return {
+        "noise": (0.1 * rng.standard_normal(3 * RATE)).astype(np.float32),
+        "silence": np.zeros(RATE, np.float32),
+        "chirp": (0.5 * np.sin(2 * np.pi * (100 * time + 700 * time**2))).astype(np.float32),
+        "short": rng.standard_normal(50).astype(np.float32),
+        "long": (0.1 * rng.standard_normal(33 * RATE + 77)).astype(np.float32),
+    }

@@ -23,7 +23,7 @@ from families.reference import neighbours, write
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from strings import strings
-from tones import RATE, WORDS, speech
+from tones import RATE, WORDS, signals, speech
 
 SECONDS = 3
 FRAMES = 100 * SECONDS
@@ -115,6 +115,22 @@ def train_on_tones(model, tokenizer, extractor, multilingual: bool, steps: int):
     return model.eval()
 
 
+def begun_from(model, tokenizer, directory: Path):
+    """The parameters of a model of other mel bands, which lie between those that it had, or of more control tokens."""
+    from transformers import AutoTokenizer, WhisperForConditionalGeneration
+
+    weights = WhisperForConditionalGeneration.from_pretrained(directory).state_dict()
+    before = AutoTokenizer.from_pretrained(directory)
+    name, bands = "model.encoder.conv1.weight", model.config.num_mel_bins
+    wide = torch.nn.functional.interpolate(weights[name].transpose(1, 2), size=bands, mode="linear").transpose(1, 2)
+    weights[name] = wide * weights[name].shape[1] / bands
+    rows = before.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    for name in ("model.decoder.embed_tokens.weight", "proj_out.weight"):
+        weights[name] = weights[name][rows]
+    model.load_state_dict(weights)
+    return model
+
+
 def settings(tokenizer, languages: tuple[str, ...]):
     """generation_config.json, with what the published ones say."""
     from transformers import GenerationConfig
@@ -179,6 +195,19 @@ def teacher_forced(model, extractor, gradients: bool) -> dict:
     features = extractor(sounds, sampling_rate=RATE, return_tensors="pt").input_features
     with torch.no_grad():
         arrays["out:logits_of_sound"] = exact(input_features=features.double(), decoder_input_ids=read).logits * mask[..., None]
+    return arrays
+
+
+def features_case(bands: int) -> dict:
+    """Every 61st frame of the published front end, of 30 s, and of all of a longer sound; and the filters."""
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor(feature_size=bands)
+    arrays = {"out:filters": extractor.mel_filters.astype(np.float32)}
+    for name, sound in signals().items():
+        options = {"truncation": False, "padding": "longest"} if name == "long" else {}
+        frames = extractor(sound, sampling_rate=RATE, return_tensors="np", **options).input_features[0].T
+        arrays[f"out:frames:{name}"] = np.concatenate([frames[::61], frames[-1:]])
     return arrays
 
 
@@ -260,7 +289,7 @@ def long_case(model, tokenizer, extractor, languages: tuple[str, ...]) -> dict:
     return {"long:json": np.array(json.dumps(cases[:6]))}
 
 
-def make(directory: Path, mels: int, languages: tuple[str, ...], steps: int, gradients: bool = False) -> None:
+def make(directory: Path, mels: int, languages: tuple[str, ...], steps: int, begin: str = "") -> None:
     from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     torch.set_num_threads(1)
@@ -277,11 +306,13 @@ def make(directory: Path, mels: int, languages: tuple[str, ...], steps: int, gra
     }
     positions = {"max_source_positions": FRAMES // 2, "max_target_positions": 64}
     config = WhisperConfig(vocab_size=len(tokenizer), num_mel_bins=mels, d_model=24, **sides, **positions, **ids)
-    model = train_on_tones(WhisperForConditionalGeneration(config), tokenizer, extractor, len(languages) > 1, steps)
+    model = WhisperForConditionalGeneration(config)
+    model = begun_from(model, tokenizer, directory.parent / begin) if begin else model
+    model = train_on_tones(model, tokenizer, extractor, len(languages) > 1, steps)
     model.generation_config = settings(tokenizer, languages)
-    arrays = teacher_forced(model, extractor, gradients)
+    arrays = teacher_forced(model, extractor, gradients=not begin) | features_case(mels)
     arrays |= short_case(model, tokenizer, extractor, languages) | long_case(model, tokenizer, extractor, languages)
-    rows = tokenizer(strings(), add_special_tokens=False)["input_ids"] if gradients else []
+    rows = tokenizer(strings(), add_special_tokens=False)["input_ids"] if not begin else []
     if rows:
         arrays["tokens:target"] = np.concatenate([np.array(row, np.int32) for row in rows])
         arrays["tokens:target_lengths"] = np.array([len(row) for row in rows], np.int32)
@@ -291,7 +322,7 @@ def make(directory: Path, mels: int, languages: tuple[str, ...], steps: int, gra
 
 
 CASES = {
-    "whisper": lambda directory: make(directory, 80, ("en", "de", "fr"), 1500, gradients=True),
-    "whisper_v3": lambda directory: make(directory, 128, ("en", "de", "fr"), 900),
-    "whisper_en": lambda directory: make(directory, 80, ("en",), 600),
+    "whisper": lambda directory: make(directory, 80, ("en", "de", "fr"), 1500),
+    "whisper_v3": lambda directory: make(directory, 128, ("en", "de", "fr"), 60, begin="whisper"),
+    "whisper_en": lambda directory: make(directory, 80, ("en",), 100, begin="whisper"),
 }
