@@ -193,8 +193,7 @@ def test_the_tokenizer_agrees():
 
 def test_parameter_counts():
     """As transformers counts those of the published checkpoints."""
-    counts = {"whisper-tiny": 37_760_640, "whisper-tiny.en": 37_760_256, "whisper-large-v3": 1_543_490_560}
-    counts |= {"whisper-large-v3-turbo": 808_878_080}
+    counts = {"whisper-tiny": 37_760_640, "whisper-tiny.en": 37_760_256}
     assert {name: count_parameters(whisper.PRESETS[name]) for name in counts} == counts
 
 
