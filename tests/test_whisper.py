@@ -90,6 +90,11 @@ def compiled(name: str):
     return run
 
 
+def near(actual, desired, what: str) -> None:
+    """To a millionth of the largest number: logits of a trained model go up to 30."""
+    close(actual, desired, what, 1e-6 * np.abs(desired).max())
+
+
 @each_case
 def test_logits_layers_and_gradients(name):
     case = case_of(name)
@@ -98,11 +103,11 @@ def test_logits_layers_and_gradients(name):
     values = np.random.default_rng(0).standard_normal((3, window, case.model.config.mels)).astype(np.float32)
     logits, hidden, gradient, stepwise = compiled(name)(case.params, Frames(values, np.ones((3, window), bool)), target)
     for x, what in ((logits, "logits"), (stepwise, "logits step by step")):
-        close(x * target.mask[..., None], case.golden["out:logits"], what)
+        near(x * target.mask[..., None], case.golden["out:logits"], what)
     for key in [key for key in case.golden if key.startswith("out:hidden:")]:
         layer = key.removeprefix("out:hidden:")
         ours = hidden[layer][:, ::5] if layer.startswith("encoder") else hidden[layer] * target.mask[..., None]
-        close(ours, case.golden[key], layer)
+        near(ours, case.golden[key], layer)
     ours = to_reference(gradient, case.model.RULES)
     assert not ours["model.encoder.embed_positions.weight"].any(), "the sinusoids are trained"
     wanted = {key.removeprefix("grad:"): x for key, x in case.golden.items() if key.startswith("grad:")}
@@ -230,7 +235,7 @@ def test_timestamp_rules():
                 continue
             logits = (scale * rng.standard_normal((8, vocab))).astype(np.float32)
             rows = [chosen[i % len(chosen)] for i in range(8)]
-            ids = np.array([[9] * prefix + said + [19] * (8 - prefix - step) for said in rows], np.int32)
+            ids = np.array([[18] * prefix + said + [19] * (8 - prefix - step) for said in rows], np.int32)
             found = np.asarray(apply(logits, ids, np.int32(step + prefix), np.full(8, prefix, np.int32)))
             wanted = np.stack([python_rules(x, said, begin, end, unstamped, 15) for x, said in zip(logits, rows, strict=True)])
             np.testing.assert_array_equal(found, wanted)

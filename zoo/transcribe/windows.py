@@ -105,13 +105,12 @@ class Run:
     def find_languages(self, group: list[Recording], memory: PyTree) -> None:
         """Set the language of the recordings that have none yet: the one named, or the most probable first token."""
         controls = self.controls
-        if controls is None or not controls.languages:
-            return self.wanted.language and controls.language(self.wanted.language)
-        if all(r.language is not None for r in group):
-            return None
+        named = controls.language(self.wanted.language) if controls and self.wanted.language else None
+        if controls is None or not controls.languages or all(r.language is not None for r in group):
+            return
         tokens = list(controls.languages.values())
-        if self.wanted.language:
-            found = [controls.language(self.wanted.language)] * len(group)
+        if named is not None:
+            found = [named] * len(group)
         else:
             p, rows = self.predictor, rows_of(memory)
             start_B1 = np.full((rows, 1), controls.start, np.int32)
@@ -119,7 +118,6 @@ class Run:
             found = [tokens[i] for i in scores.argmax(axis=1)]
         for r, language in zip(group, found, strict=False):
             r.language = language if r.language is None else r.language
-        return None
 
     def prompt(self, r: Recording, stamped: bool) -> list[int]:
         """What the decoder is told of a window, from what it reads first on."""
