@@ -16,6 +16,8 @@ import zoo
 from zoo.checkpoint.directory import FORMATS, load_average
 from zoo.predictor import Prediction
 from zoo.predictor_base import PredictorBase
+from zoo.transcribe.settings import Transcription
+from zoo.transcribe.transcript import Transcript
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = "hub" if error.name == "sentencepiece" else "train"
+        extra = {"sentencepiece": "hub", "soundfile": "audio"}.get(error.name, "train")
         print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has left: that is not an error of ours
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("list", help="print the table of variants")
     command.set_defaults(run=print_table)
-    command = commands.add_parser("predict", help="the output for texts, or for each line of standard input")
+    command = commands.add_parser("predict", help="the output for texts or sound files, or for each line of standard input")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("texts", nargs="*", metavar="text", help="none: read standard input")
     command.add_argument(
@@ -56,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="one JSON object a line: source, prediction, score, ...; or label, probabilities",
     )
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
-    add_decoding(command)
+    add_options(command, zoo.Decoding, Transcription)
     command.set_defaults(run=predict)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
@@ -70,27 +72,29 @@ def parser() -> argparse.ArgumentParser:
         default="zoo",
         help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step",
     )
-    add_decoding(command)
+    add_options(command, zoo.Decoding)
     command.set_defaults(run=export)
     return top
 
 
-def add_decoding(command: argparse.ArgumentParser) -> None:
-    """An option for each field of ``Decoding``; those not given stay as the model was saved with, export saves the others."""
-    hints, notes = get_type_hints(zoo.Decoding), field_notes(zoo.Decoding)
-    for field in dataclasses.fields(zoo.Decoding):
-        kind = hints[field.name]
-        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
-        if get_origin(kind) is tuple:
-            how = {"nargs": "*", "type": get_args(kind)[0]}
-        elif get_args(kind):
-            how = {"choices": get_args(kind)}
-        command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
+def add_options(command: argparse.ArgumentParser, *classes: type) -> None:
+    """An option for each field of these classes; those not given stay as the model was saved with, export saves the others."""
+    for cls in classes:
+        hints, notes = get_type_hints(cls), field_notes(cls)
+        for field in dataclasses.fields(cls):
+            kind = hints[field.name]
+            how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+            if get_origin(kind) is tuple:
+                how = {"nargs": "*", "type": get_args(kind)[0]}
+            elif get_args(kind):
+                how = {"choices": get_args(kind)}
+            command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
 
 
-def chosen_decoding(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ``Decoding`` that were given."""
-    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
+def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``Decoding`` and ``Transcription`` that were given."""
+    names = [field.name for cls in (zoo.Decoding, Transcription) for field in dataclasses.fields(cls)]
+    chosen = {name: getattr(options, name, None) for name in names}
     return {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
 
 
@@ -112,13 +116,15 @@ def print_table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    chosen, predictor = chosen_decoding(options), zoo.load(options.directory)
+    chosen, predictor = chosen_options(options), zoo.load(options.directory)
     if options.stream:
         return print_pieces(predictor, options, chosen)
     for texts in chunks(options.texts or lines()):
         for text, prediction in zip(texts, predictor.predictions(texts, **chosen), strict=True):
             if options.json:
                 print(json.dumps(as_json(text, prediction), ensure_ascii=False))
+            elif isinstance(prediction, Transcript):
+                print(*prediction.lines() if chosen.get("timestamps", "none") != "none" else [prediction.text], sep="\n")
             else:
                 several = isinstance(prediction, Prediction) and chosen.get("risk", "none") == "none"
                 for output, _ in prediction.n_best if several else [(prediction.text, 0)]:
@@ -139,6 +145,8 @@ def print_pieces(predictor: PredictorBase, options: argparse.Namespace, chosen: 
 
 def as_json(text: str, prediction) -> dict:
     """One output as JSON has it: a number that is not finite is null."""
+    if isinstance(prediction, Transcript):
+        return prediction.to_json(text)
 
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -175,7 +183,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
     predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
-    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_decoding(options)))
+    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_options(options)))
     zoo.save(predictor, options.out, options.format)
     others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
     use = others.get(options.format, f"python -m zoo predict {options.out} TEXT")

@@ -18,6 +18,7 @@ Arrays carry their shape in their name. The legend, for all files:
     B  batch             S  source length      T  target length     N  any length
     D  model width       H  attention heads    K  head width        F  feed-forward width
     V  vocabulary        L  layers             G  gates x width     W  beams of a sentence
+    M  numbers a frame
 
 Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf counts positions and is shared by all rows.
 ``decode`` accepts W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied
@@ -90,6 +91,18 @@ class Tokens(NamedTuple):
     mask: jax.Array
     segments: jax.Array | None = None
     types: jax.Array | None = None
+
+
+class Frames(NamedTuple):
+    """A padded batch of real-valued series, such as sound.
+
+    Attributes:
+      values: (B, N, M) float32, M numbers at each of N times; what stands at a masked time does not matter.
+      mask: (B, N) bool, True where a frame is real. Padding may stand on either side.
+    """
+
+    values: jax.Array
+    mask: jax.Array
 
 
 class AppendOnly(NamedTuple):
@@ -176,7 +189,8 @@ class Seq2Seq(nn.Module):
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
-    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike,
+    ``SOUND`` whether the source is ``Frames`` of sound.
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
@@ -197,6 +211,7 @@ class Seq2Seq(nn.Module):
     SHARDING: ClassVar[tuple] = ()
     PACKS: ClassVar[bool] = False
     SCANS: ClassVar[bool] = False
+    SOUND: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.scan_layers and not self.SCANS:

@@ -105,19 +105,6 @@ class Predictor(PredictorBase):
             return dataclasses.replace(self, model=model, **tokenizers)
         return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, first_id=language), **tokenizers)
 
-    def settings(self, options: dict[str, Any]) -> Decoding:
-        """The defaults with these options changed.
-
-        Raises:
-          UserError: an unknown option.
-        """
-        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
-        if unknown:
-            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
-        decoding = dataclasses.replace(self.decoding, **options)
-        decoding.search(None)  # its checks, also when there is no text
-        return decoding
-
     def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
         """How probable the model finds given outputs: the log-probability of each target, its end token included.
 

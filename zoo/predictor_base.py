@@ -48,6 +48,19 @@ class PredictorBase:
                     "use the tokenizer that the model was trained with"
                 )
 
+    def settings(self, options: dict[str, Any]) -> Decoding:
+        """The defaults with these options changed.
+
+        Raises:
+          UserError: an unknown option.
+        """
+        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
+        if unknown:
+            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
+        decoding = dataclasses.replace(self.decoding, **options)
+        decoding.search(None)  # its checks, also when there is no text
+        return decoding
+
     def cut(self, ids: list[int], length: int) -> list[int]:
         """At most ``length`` ids, the end token kept."""
         return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]

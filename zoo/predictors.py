@@ -6,8 +6,11 @@ from zoo.core import EncoderOnly, Seq2Seq
 from zoo.encoder_predictor import EncoderPredictor
 from zoo.predictor import Predictor
 from zoo.predictor_base import PredictorBase
+from zoo.speech import SpeechPredictor
 
 
 def predictor_for(model: Seq2Seq) -> type[PredictorBase]:
     """The class whose ``predict`` fits the model: all are built from the same fields."""
-    return EncoderPredictor if isinstance(model, EncoderOnly) else Predictor
+    if isinstance(model, EncoderOnly):
+        return EncoderPredictor
+    return SpeechPredictor if model.SOUND else Predictor

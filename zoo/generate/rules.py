@@ -6,7 +6,7 @@ field that may be None is given at all makes another program, and without it the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +50,9 @@ class Rules(NamedTuple):
       prompt: ``core.Tokens`` of shape (B, S) that rows go on after, which repetition and n-grams count too: a decoder-only
         model's source, as ``generate`` fills it in.
       source: ``core.Tokens`` of shape (B, S), the source where a rule reads it, as ``generate`` fills it in.
+      processor: a rule of one's own, for which the next token hangs on those before it: a function of the logits (R, V) that
+        all of the above have changed, the tokens (R, T), the step () and how many tokens of each row are a prefix (R,), to
+        logits that are nowhere higher. A JAX tree (``jax.tree_util.register_dataclass``) whose values all rows share.
     """
 
     start_id: jax.Array | int | None = None
@@ -72,6 +75,7 @@ class Rules(NamedTuple):
     anything: jax.Array | bool = False
     prompt: core.Tokens | None = None
     source: core.Tokens | None = None
+    processor: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
     def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
         """The rules with the ids that are not given taken from a model's configuration, and what that says of a source."""
@@ -142,7 +146,7 @@ class Rules(NamedTuple):
         return jnp.where(step < length_B, prefix_B, token_B)
 
     def change(self, logits_RV: jax.Array, ids_RT: jax.Array, step: jax.Array, normaliser_R: jax.Array | None) -> jax.Array:
-        """The logits as bias, repetition and n-gram blocking leave them; the very same array where none is asked for.
+        """The logits as repetition, n-grams, biases and the processor leave them; the very same array where none is asked for.
 
         Args:
           logits_RV: what the decoder says.
@@ -168,16 +172,19 @@ class Rules(NamedTuple):
             logits_RV = _block_source_ngrams(logits_RV, self.source, read_RN, last, self.source_ngram)
         if self.bias is not None:
             logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
+        if self.first_bias is None and self.processor is None:
+            return logits_RV
+        length_B = self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
+        length_R = jnp.broadcast_to(length_B, (R,)) if length_B.shape[0] == 1 else core.per_beam(length_B, R)
         if self.first_bias is not None:
-            first_B = step == self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
-            first_R1 = (jnp.broadcast_to(first_B, (R,)) if first_B.shape[0] == 1 else core.per_beam(first_B, R))[:, None]
-            logits_RV = jnp.where(first_R1, logits_RV + self.first_bias[None], logits_RV)
-        return logits_RV
+            logits_RV = jnp.where((step == length_R)[:, None], logits_RV + self.first_bias[None], logits_RV)
+        return logits_RV if self.processor is None else self.processor(logits_RV, ids_RT, step, length_R)
 
     @property
     def changes(self) -> bool:
         """Whether ``change`` changes anything."""
-        return any(field is not None for field in (self.repetition, self.ngram, self.source_ngram, self.bias, self.first_bias))
+        rules = (self.repetition, self.ngram, self.source_ngram, self.bias, self.first_bias, self.processor)
+        return any(rule is not None for rule in rules)
 
     @property
     def falls(self) -> jax.Array | bool:
@@ -258,6 +265,7 @@ class Rules(NamedTuple):
             source_ngram=None if self.source_ngram is None else np.int32(self.source_ngram),
             stop=None if self.stop is None else np.asarray(self.stop, np.int32),
             anything=np.bool_(self.anything),
+            processor=self.processor,
         )
 
 

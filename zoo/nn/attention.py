@@ -360,6 +360,7 @@ class MultiHeadAttention(nn.Module):
       kernel: as in ``choose``.
       kernel_init, out_init: initializers of the kernels of query, key and value, and of that of the output.
       scale: as in ``dot_product_attention``.
+      key_bias: whether keys have a bias, which changes no weight: it adds the same to all scores of a query.
 
     A subclass may have other projections in its ``setup``, and heads of another width.
     """
@@ -370,10 +371,12 @@ class MultiHeadAttention(nn.Module):
     kernel_init: Callable = xavier_uniform()
     out_init: Callable = xavier_uniform()
     scale: float | None = None
+    key_bias: bool = True
 
     def setup(self):
-        dense = lambda init: nn.Dense(self.D, kernel_init=init)  # noqa: E731
-        self.query, self.key, self.value = (dense(self.kernel_init) for _ in range(3))
+        dense = lambda init, bias=True: nn.Dense(self.D, use_bias=bias, kernel_init=init)  # noqa: E731
+        self.query, self.value = dense(self.kernel_init), dense(self.kernel_init)
+        self.key = dense(self.kernel_init, self.key_bias)
         self.out = dense(self.out_init)
 
     def split(self, x_BND: jax.Array) -> jax.Array:
