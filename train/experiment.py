@@ -10,6 +10,7 @@ import json
 from typing import Any, Literal, get_args, get_type_hints
 
 from train.data import Batching, Files, Tfds
+from train.lora import Lora
 from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.step import Compute
@@ -101,10 +102,13 @@ class Experiment:
 
     Attributes:
       model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
+      init_from: what to start from instead of random parameters: all that ``zoo.load`` reads, such as a Hugging Face directory.
+        Tokenizers, decoding and model are that one's; ``model`` and ``decoding`` then say what is to differ (``train.start``).
       data: where text pairs come from.
       tokenizers: how text becomes tokens.
       batching: how examples become batches.
       optimizer: how parameters are updated.
+      lora: low-rank adapters, if those are to be trained and not the model's own parameters.
       training: how long, and what is seen on the way.
       decoding: how outputs are generated, in evaluation and afterwards.
       compute: how the same numbers are computed.
@@ -117,9 +121,11 @@ class Experiment:
 
     model: ModelConfig
     data: Tfds | Files
+    init_from: str = ""
     tokenizers: Tokenizers = Tokenizers()
     batching: Batching = Batching()
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     training: Training = Training()
     decoding: Decoding = Decoding()
     compute: Compute = Compute()
@@ -160,6 +166,9 @@ BOUNDS = {
     "optimizer.weight_decay": (0, 1e6),
     "optimizer.accumulate": (1, MOST),
     "optimizer.ema": (0, 1),
+    "optimizer.layer_decay": (0, 1),
+    "lora.rank": (0, 2**20),
+    "lora.alpha": (0, 1e6),
     "training.steps": (1, MOST),
     "training.label_smoothing": (0, 1),
     "training.log_every": (1, MOST),
@@ -203,7 +212,7 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             f"tokenizers.shared wants one kind for both sides, not {tokenizers.source} and {tokenizers.target}: make them equal"
         )
-    if experiment.model.wants_one_vocabulary and not tokenizers.shared:
+    if experiment.model.wants_one_vocabulary and not (tokenizers.shared or experiment.init_from):
         raise UserError(
             'model.share_embeddings is "all", which wants one vocabulary for both sides: set tokenizers.shared, or '
             'share_embeddings to "target"'

@@ -20,7 +20,7 @@ import numpy as np
 
 from train.data.buckets import Batching, Shape, bucket_of, first_fit
 from train.data.sources import Example
-from zoo.core import EOS, PAD, Tokens
+from zoo.core import PAD, Tokens
 from zoo.text import Tokenizer
 
 SAMPLE = 20_000  # examples whose lengths decide on the shapes
@@ -53,7 +53,7 @@ class Tokenized:
             (tokenizer, np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)) for tokenizer in (source, target)
         ]
         self._ids: list[tuple[bytes, bytes] | None] = [None] * len(examples)
-        self._lengths_N2 = np.zeros((len(examples), 2), np.int32)  # 0: not known yet, since every sequence has its EOS
+        self._lengths_N2 = np.full((len(examples), 2), -1, np.int32)  # not known yet
         self._room = remember
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Tokenized:
 
     def lengths(self, indices_N: np.ndarray) -> np.ndarray:
         """(N, 2) int32 token counts of source and target."""
-        unknown = indices_N[self._lengths_N2[indices_N, 0] == 0]
+        unknown = indices_N[self._lengths_N2[indices_N, 0] < 0]
         for start in range(0, len(unknown), CHUNK):
             self._packed(unknown[start : start + CHUNK].tolist())
         return self._lengths_N2[indices_N]
@@ -76,7 +76,7 @@ class Tokenized:
         Args:
           indices_n: the examples.
           row_n: the row of each, ascending; several in a row stand side by side.
-          shape: (rows, source length, target length); an example too long for it is truncated before its EOS.
+          shape: (rows, source length, target length); of an example too long for it the last token, its end, is kept.
           segments: number a row's examples.
         """
         pairs, lengths_n2 = self._packed(indices_n.tolist()), self._lengths_N2[indices_n]
@@ -113,8 +113,8 @@ def _pad(
     """Unpack ids, each into its row of an array of this shape."""
     rows, length = shape
     if (length_n > length).any():
-        kept, eos = (length - 1) * dtype.itemsize, dtype.type(EOS).tobytes()
-        packed = [ids if count <= length else ids[:kept] + eos for ids, count in zip(packed, length_n)]
+        kept, last = (length - 1) * dtype.itemsize, -dtype.itemsize
+        packed = [ids if count <= length else ids[:kept] + ids[last:] for ids, count in zip(packed, length_n)]
         length_n = np.minimum(length_n, length)
     length_B = np.bincount(row_n, length_n, minlength=rows)
     mask = np.arange(length) < length_B[:, None]
@@ -257,8 +257,8 @@ class _Cutter(grain.experimental.FlatMapTransform):
         rows //= count  # of this host
         mine_n = row_n // rows == index
         indices_n, row_n = indices_n[mine_n], row_n[mine_n] - index * rows
-        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side.
-        example_ids = np.full((rows, min(lengths)), -1, np.int32)
+        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side; a prompt may have none.
+        example_ids = np.full((rows, max(min(lengths), 1)), -1, np.int32)
         example_ids[row_n, _place(row_n)] = indices_n
         tokens = self._data.padded(indices_n, row_n, (rows, *lengths), pack)
         return Batch(*tokens, example_ids if pack else example_ids[:, 0].copy())
@@ -298,7 +298,7 @@ def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape])
 class EvalBatches:
     """Every example of a set once, in the same batches each time it is iterated; the longest come first.
 
-    Nothing is left out: a source or target beyond the last shape is truncated, its EOS kept.
+    Nothing is left out: a source or target beyond the last shape is truncated, its last token kept.
 
     Attributes:
       truncated: number of examples whose source or target is cut.
