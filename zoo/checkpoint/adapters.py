@@ -64,11 +64,7 @@ def described(data: Any, base: PyTree, where: str) -> tuple[PyTree, float]:
       UserError: it is no such description, or does not fit the model.
     """
     right = {"targets": list, "rank": int, "alpha": float}
-    if (
-        not isinstance(data, dict)
-        or set(data) != set(right)
-        or any(type(data[name]) is not kind for name, kind in right.items())
-    ):
+    if not isinstance(data, dict) or {name: type(value) for name, value in data.items()} != right:
         raise UserError(f"{where} does not describe its adapters: it needs targets, rank and alpha")
     if not data["targets"] or not all(isinstance(path, str) for path in data["targets"]) or not 1 <= data["rank"] <= 2**20:
         raise UserError(f"{where} has adapters of rank {data['rank']!r} for {data['targets']!r}, which cannot be")

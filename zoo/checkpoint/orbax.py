@@ -1,4 +1,4 @@
-"""Reading the Orbax checkpoints that training writes: ``checkpoints/<step>/`` with the items params, ema, base, model and metrics.
+"""Reading the Orbax checkpoints that training writes: ``checkpoints/<step>/`` with params, ema, base, model and metrics.
 
 Nothing is read of a checkpoint whose manifest does not verify, and no array whose name, shape, dtype or size is not expected.
 """
