@@ -112,7 +112,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     Raises:
       UserError: the directory is none of these, is damaged, or holds another model than it says.
     """
-    return load_directory(locate(directory), dtype, mesh)
+    return load_directory(fetched(directory), dtype, mesh)
 
 
 def load_settings(directory: str | Path) -> Predictor:
@@ -121,10 +121,10 @@ def load_settings(directory: str | Path) -> Predictor:
     Raises:
       UserError: as ``load``.
     """
-    return load_directory(locate(directory), None, None, weights=False)
+    return load_directory(fetched(directory), None, None, weights=False)
 
 
-def locate(directory: str | Path) -> Path:
+def fetched(directory: str | Path) -> Path:
     """The directory itself, or that of the hub's cache if it is a model's name there."""
     path = Path(directory)
     return hub.fetch(str(directory)) if not path.exists() and hub.is_name(str(directory)) else path
