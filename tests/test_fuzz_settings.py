@@ -161,6 +161,7 @@ def test_any_value_anywhere_in_saved_decoding():
     for path in places(good):
         for value in WRONG:
             found = attempt(from_fields, zoo.Decoding, changed(good, path, value), "file")
+            assert found is None or isinstance(found, zoo.Decoding)
             if found:
                 attempt(found.search, None)
 

@@ -30,7 +30,7 @@ from train.step import State
 from zoo.checkpoint import manifest, orbax
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS
 from zoo.checkpoint.rules import some
-from zoo.core import PyTree, UserError
+from zoo.core import PyTree, UserError, first_line
 
 NO_SPACE = os.strerror(errno.ENOSPC)  # Orbax raises a ValueError that ends in these words
 MARGIN = 2**20  # bytes that a checkpoint takes beside its arrays, and that the run's other files may want
@@ -163,7 +163,7 @@ class Checkpoints:
             raise error  # a fault of the program
         if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in str(error):
             raise self.no_space(step) from error
-        reason = "another host failed" if error is None else orbax.first_line(error)
+        reason = "another host failed" if error is None else first_line(error)
         raise SaveFailed(
             f"checkpoint {step} in {self.directory} could not be written ({reason}); earlier checkpoints are intact: "
             "make the directory writable and repeat the command to continue"

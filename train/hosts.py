@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.experiment import Hosts
-from zoo.core import UserError
+from zoo.core import UserError, first_line
 
 JOINING = 300  # seconds that hosts wait for each other at the start: machines of one job do not come up at once
 PARTING = 10  # seconds that a host which has failed gives the others to say that they have too
@@ -57,7 +57,7 @@ def connect(hosts: Hosts) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the hosts did not find each other ({str(error).splitlines()[0]}): see to it that each starts this command, "
+            f"the hosts did not find each other ({first_line(error)}): see to it that each starts this command, "
             f"and that hosts.kind {hosts.kind!r} and its fields are right"
         ) from error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train.step import State
+from zoo.checkpoint.placing import place_of
 from zoo.core import PyTree, UserError
 
 
@@ -159,15 +159,7 @@ class MeshParallel(Devices):
         """The place of a leaf of the state: a parameter's rule, which its optimizer moments share; else replicated."""
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
         candidates = ["/".join(keys[start:]) for start in range(len(keys))]
-        spec = next((spec for regex, spec in self.rules if any(re.fullmatch(regex, name) for name in candidates)), P())
-        return NamedSharding(self.mesh, self.fit(spec, leaf.shape))
-
-    def fit(self, spec: P, shape: tuple[int, ...]) -> P:
-        """The spec with the axes left out that do not divide the array's; P() for an array of another rank."""
-        if len(spec) > len(shape):
-            return P()
-        sizes = [self.mesh.shape[axis] if axis else 1 for axis in spec]
-        return P(*(axis if shape[i] % sizes[i] == 0 else None for i, axis in enumerate(spec)))
+        return place_of(candidates, leaf.shape, self.rules, self.mesh)
 
     def compile_train(self, train_step: Callable) -> Callable:
         """``step(state, batch) -> (state, metrics)``; the state passed in is consumed and keeps its places."""

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from train import experiment
+from train import experiment, hosts
 from train.checkpoint import Checkpoints, SaveFailed
 from train.experiment import Experiment
 from train.step import State
 from train.survive import CANNOT_SAVE, NOT_FINITE, Stopped
 from train.view import View
-from zoo.checkpoint import manifest
+from zoo.core import UserError
 
 
 class Saver:
@@ -27,13 +27,11 @@ class Saver:
     def save_first(self, state: State, progress: dict, model: dict) -> None:
         """Before the first step: a disk that is full, read-only or broken is known before the first hour is spent."""
         self.save(state, progress, model, wait=True)
-        if jax.process_index() == 0:
+        if hosts.first():
             try:
-                manifest.verify(self.checkpoints.directory / "0", 0)
-            except manifest.Damaged as error:
-                raise Stopped(
-                    CANNOT_SAVE, f"what was written to {self.checkpoints.directory} cannot be read: {error}"
-                ) from error
+                self.checkpoints.verify(0)
+            except UserError as error:
+                raise Stopped(CANNOT_SAVE, str(error)) from error
 
     def save(self, state: State, progress: dict, model: dict, best: float | None = None, wait: bool = False) -> None:
         """A checkpoint.

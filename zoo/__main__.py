@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
-from zoo.checkpoint.directory import load_average
+from zoo.checkpoint.directory import FORMATS, load_average
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -54,17 +54,23 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=predict)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
-    command.add_argument("out", help="a directory that does not exist yet")
+    command.add_argument("out", help="a directory that does not exist yet; for stablehlo a file")
     command.add_argument(
         "--average", type=int, metavar="N", help="the mean of a run's last N checkpoints instead of its best one"
     )
-    command.add_argument("--format", choices=("zoo", "huggingface"), default="zoo", help="huggingface: what transformers loads")
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="zoo",
+        help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step",
+    )
+    add_decoding(command)
     command.set_defaults(run=export)
     return top
 
 
 def add_decoding(command: argparse.ArgumentParser) -> None:
-    """An option for each field of ``Decoding``; those not given stay as the model was saved with."""
+    """An option for each field of ``Decoding``; those not given stay as the model was saved with, export saves the others."""
     hints, notes = get_type_hints(zoo.Decoding), field_notes(zoo.Decoding)
     for field in dataclasses.fields(zoo.Decoding):
         kind = hints[field.name]
@@ -74,6 +80,12 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
         elif get_args(kind):
             how = {"choices": get_args(kind)}
         command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
+
+
+def chosen_decoding(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``Decoding`` that were given."""
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
 
 
 def field_notes(cls: type) -> dict[str, str]:
@@ -94,9 +106,7 @@ def print_table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
-    chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
-    predictor = zoo.load(options.directory)
+    chosen, predictor = chosen_decoding(options), zoo.load(options.directory)
     if options.stream:
         return print_pieces(predictor, options, chosen)
     for texts in chunks(options.texts or lines()):
@@ -154,8 +164,11 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
     predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
+    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_decoding(options)))
     zoo.save(predictor, options.out, options.format)
-    print(f"exported to {options.out}; use it with: python -m zoo predict {options.out} TEXT")
+    others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
+    use = others.get(options.format, f"python -m zoo predict {options.out} TEXT")
+    print(f"exported to {options.out}; use it with: {use}")
 
 
 if __name__ == "__main__":

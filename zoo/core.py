@@ -65,6 +65,16 @@ class UserError(ValueError):
         return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What another library's exception says, for the middle of a sentence of ours: at most ``most`` characters of a line.
+
+    >>> first_line(OSError("no such file.\\nTraceback ...")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ")[:most] if lines else type(error).__name__
+
+
 class Tokens(NamedTuple):
     """A padded batch of token sequences.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from train.data import files
-from zoo.core import UserError
+from zoo.core import UserError, first_line
 
 Split = Literal["train", "validation", "test"]
 
@@ -83,7 +83,7 @@ class Tfds:
         except Exception as error:  # TFDS raises ValueError, KeyError, NotImplementedError and its own
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f"split {name!r} of {self.name} cannot be read ({_first_line(error)}): "
+                f"split {name!r} of {self.name} cannot be read ({first_line(error)}): "
                 f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
         labels = getattr(builder.info.features[self.target], "names", None) or []
@@ -182,7 +182,7 @@ class _Decoded(Sequence[Example]):
         try:
             records = self._records.__getitems__([int(i) for i in indices])
         except Exception as error:  # a damaged file, by whichever library notices
-            raise UserError(f"{self._what} cannot be read ({_first_line(error)}): prepare it again") from error
+            raise UserError(f"{self._what} cannot be read ({first_line(error)}): prepare it again") from error
         return [self._example(record) for record in records]
 
     def __iter__(self) -> Iterator[Example]:
@@ -250,7 +250,7 @@ def _builder(name: str, data_dir: str) -> Any:
         configs = [config.name for config in builder_class.BUILDER_CONFIGS]
         near = difflib.get_close_matches(str(options.get("config")), configs, n=1, cutoff=0)
         advice = f"did you mean {parsed.name}/{near[0]}?" if near else "leave out what follows the name, or change data_dir"
-        raise UserError(f"the data set {name!r} cannot be built ({_first_line(error)}): {advice}") from error
+        raise UserError(f"the data set {name!r} cannot be built ({first_line(error)}): {advice}") from error
 
 
 def _prepare(builder: Any) -> None:
@@ -269,11 +269,6 @@ def _prepare(builder: Any) -> None:
         ) from error
     except Exception as error:  # a download, an archive or a disk may fail in many ways, each with its own exception
         raise UserError(
-            f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({_first_line(error)}): "
+            f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({first_line(error)}): "
             "check the network, the space on the disk and the field data_dir"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__

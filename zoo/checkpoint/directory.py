@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zoo import pretrained_text
-from zoo.checkpoint import hub, huggingface, tensors
+from zoo.checkpoint import hub, huggingface, onnx, stablehlo, tensors
 from zoo.checkpoint.placing import placer, sharding
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
@@ -26,7 +26,9 @@ from zoo.decoding import Decoding
 from zoo.predictor import Predictor
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
+Format = Literal["zoo", "huggingface", "stablehlo", "onnx"]
 CONFIG, TOKENIZERS = "config.json", ("source.json", "target.json")
+AGAIN = "export the model again"
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
@@ -62,30 +64,30 @@ def predictor_from(description: Any, where: str, read_params) -> Predictor:
     return Predictor(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
 
 
-def save(predictor: Predictor, directory: str | Path, format: Literal["zoo", "huggingface"] = "zoo") -> None:
-    """Write a directory that ``load`` reads, without Orbax.
+def save(predictor: Predictor, directory: str | Path, format: Format = "zoo") -> None:
+    """Write a directory that ``load`` reads, without Orbax; or the model's whole generation as one file.
 
     Args:
       predictor: what ``load`` gave, or your own.
-      directory: one that does not exist yet.
+      directory: one that does not exist yet; for "stablehlo" a file that does not.
       format: "zoo" for any model; "huggingface" for the architectures that this zoo reads from there: transformers and
-        its like load it, and a model that came from there has its tensors under the same names.
+        its like load it, and a model that came from there has its tensors under the same names; "stablehlo" and "onnx"
+        for programs without this zoo (the files of these names in ``zoo.checkpoint``).
 
     Raises:
       UserError: the directory exists and is not empty, or cannot be written, or the model has no counterpart there.
     """
-    if format not in ("zoo", "huggingface"):
-        raise UserError(f"format is {format!r}: choose zoo or huggingface")
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} exists and is not an empty directory: name a new one, nothing is overwritten")
+    if format not in FORMATS:
+        raise UserError(f"format is {format!r}: choose {' or '.join(FORMATS)}")
+    path, one_file = Path(directory), format == "stablehlo"
+    if path.exists() and (one_file or not path.is_dir() or any(path.iterdir())):
+        what = "exists" if one_file else "exists and is not an empty directory"
+        raise UserError(f"{path} {what}: name a new one, nothing is overwritten")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (huggingface.save if format == "huggingface" else save_exported)(predictor, directory)
+        (path.parent if one_file else path).mkdir(parents=True, exist_ok=True)
+        FORMATS[format](predictor, path)
     except OSError as error:
-        raise UserError(
-            f"{directory} cannot be written ({error.strerror or error}): free some space or name another"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): free some space or name another") from error
 
 
 def save_exported(predictor: Predictor, directory: Path) -> None:
@@ -97,6 +99,9 @@ def save_exported(predictor: Predictor, directory: Path) -> None:
     shapes = {name: tensors.Shape(np.dtype(x.dtype), x.shape) for name, x in params.items()}
     tensors.write(directory, shapes, lambda name: np.asarray(params[name]))
     (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+FORMATS = {"zoo": save_exported, "huggingface": huggingface.save, "stablehlo": stablehlo.save, "onnx": onnx.save}
 
 
 def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
@@ -182,24 +187,14 @@ def load_average(directory: str | Path, count: int) -> Predictor:
 
 
 def load_exported(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> Predictor:
-    description = read_json(directory / CONFIG)
-    if isinstance(description, dict):
-        for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
-            description[f"{side}_tokenizer"] = read_json(directory / name)
+    description = tensors.read_json(directory / CONFIG, AGAIN)
+    for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
+        description[f"{side}_tokenizer"] = tensors.read_json(directory / name, AGAIN)
 
     def read(model, template):
         return read_weights(directory, template, placer(model.SHARDING, dtype, mesh))
 
     return predictor_from(description, str(directory), read if weights else unread)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: export the model again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): export the model again") from error
 
 
 def read_weights(directory: Path, template: PyTree, put: Callable[..., Any]) -> PyTree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from zoo.core import UserError
+from zoo.core import UserError, first_line
 
 # What a model directory holds that is read here: never code, never a pickle.
 FILES = ["*.json", "*.safetensors", "*.spm", "*.model", "*.txt"]
@@ -36,5 +36,5 @@ def fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns="*/*"))
     except Exception as error:  # the client raises whatever its own libraries do
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise UserError(f"there is no directory {name}, and the hub gave no model of that name ({reason}): check it") from error

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zoo.checkpoint import adapters, manifest
-from zoo.core import PyTree, UserError
+from zoo.core import PyTree, UserError, first_line
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
@@ -208,7 +208,3 @@ def check(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     size, needed = sum(manifest.files(path).values()), sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
     if size < needed:  # arrays are stored as they are: no compression makes a small file a large array
         raise UserError(f"{path} has {size:,} bytes, but the model wants {needed:,}: the checkpoint is foreign or damaged")
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

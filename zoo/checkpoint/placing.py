@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from zoo.nn.sharding import fit
 
 ALIGNMENT = 64  # bytes
 
@@ -50,11 +52,14 @@ def own(view: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def sharding(path: str, shape: tuple[int, ...], rules: tuple, mesh: Mesh | None) -> Sharding:
-    """Where a parameter belongs: its rule, without the axes of the mesh that do not divide the array's."""
+    """Where a parameter belongs: on the first device, or on a mesh by its rule."""
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
-    spec = next((spec for regex, spec in rules if re.fullmatch(regex, path)), PartitionSpec())
-    if len(spec) > len(shape):
-        return NamedSharding(mesh, PartitionSpec())
-    fits = (axis if axis in mesh.shape and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec))
-    return NamedSharding(mesh, PartitionSpec(*fits))
+    return place_of([path], shape, rules, mesh)
+
+
+def place_of(names: Iterable[str], shape: tuple[int, ...], rules: tuple, mesh: Mesh) -> NamedSharding:
+    """Where a parameter of any of these names belongs, by the first of a model's ``SHARDING`` that matches."""
+    names = tuple(names)
+    spec = next((spec for regex, spec in rules if any(re.fullmatch(regex, name) for name in names)), PartitionSpec())
+    return NamedSharding(mesh, fit(spec, shape, mesh.shape))

@@ -143,19 +143,19 @@ def read_shards(directory: Path) -> dict[str, Entry]:
     return entries
 
 
-def read_json(path: Path, most: int = 500_000_000) -> dict[str, Any]:
-    """A JSON object. Raises UserError for anything else."""
+def read_json(path: Path, again: str = "fetch it again", most: int = 500_000_000) -> dict[str, Any]:
+    """A JSON object. Raises UserError for anything else, which ends with how to come by the file ``again``."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: fetch it again")
+        raise UserError(f"{path} is missing: {again}")
     if path.stat().st_size > most:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for what it should hold: fetch it again")
-    data = strict_json(path.read_bytes(), path)
+        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for what it should hold: {again}")
+    data = strict_json(path.read_bytes(), path, again)
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds no JSON object: fetch it again")
+        raise UserError(f"{path} holds no JSON object: {again}")
     return data
 
 
-def strict_json(text: bytes, path: Path) -> Any:
+def strict_json(text: bytes, path: Path, again: str = "fetch it again") -> Any:
     """JSON without a name that stands twice in an object."""
 
     def unique(pairs):
@@ -167,7 +167,7 @@ def strict_json(text: bytes, path: Path) -> Any:
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): fetch it again") from error
+        raise UserError(f"{path} is not readable JSON ({error}): {again}") from error
 
 
 class Shape(NamedTuple):

@@ -31,8 +31,8 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     [[1.0, 0.0], [0.0, 0.0]]
     """
     scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-1e30))
-    weights = jnp.exp(scores - top)
+    top = jax.lax.stop_gradient(jax.lax.reduce_max(scores, (scores.ndim - 1,)))  # -inf of no scores at all
+    weights = jnp.exp(scores - jnp.maximum(top, -1e30)[..., None])
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
@@ -84,8 +84,9 @@ def choose(
     'cudnn'
     """
     (R, _, T, K), (B, *_, S) = q_shape, k_shape
+    if kernel == "xla":  # also for an export, whose lengths are symbols that cannot be compared
+        return "xla", "it was asked for"
     reasons = (
-        (kernel == "xla", "it was asked for"),
         (gpu is None or gpu < 8, "cuDNN's flash attention wants an NVIDIA GPU of compute capability 8.0 or more"),
         (dtype not in (jnp.bfloat16, jnp.float16), f"cuDNN wants bfloat16 or float16, not {dtype}"),
         (weights, "cuDNN gives no attention weights"),
@@ -242,7 +243,7 @@ class DecoderCache(NamedTuple):
     @classmethod
     def zeros(cls, layers: int, batch: int, beams: int, heads: int, length: int, width: int, dtype) -> DecoderCache:
         """An empty cache for ``layers`` layers of ``heads`` heads of ``width``, and at most ``length`` positions."""
-        key_GKS = jnp.zeros((batch * heads, width, length * beams), dtype)
+        key_GKS = jnp.zeros((batch, heads, width, length * beams), dtype).reshape(batch * heads, width, length * beams)
         buffers = tuple(KeyValue(key_GKS, key_GKS.swapaxes(1, 2)) for _ in range(layers))
         beam_RN = jnp.tile(jnp.arange(beams)[:, None], (batch, length)) if beams > 1 else None
         return cls(AppendOnly(buffers), beam_RN, jnp.zeros((), jnp.int32))

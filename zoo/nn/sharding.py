@@ -1,8 +1,9 @@
-"""Where activations lie on a mesh of devices with the axes ``data``, ``fsdp`` and ``model``."""
+"""Where arrays lie on a mesh of devices with the axes ``data``, ``fsdp`` and ``model``."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import jax
 from jax.sharding import AxisType
@@ -29,8 +30,25 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     if not free:  # no mesh, or one whose axes a pmap has split already
         return x
 
-    def fit(size: int, names: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
-        names = tuple(name for name in ([names] if isinstance(names, str) else names or ()) if name in free)
-        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
+    return jax.lax.with_sharding_constraint(x, fit(axes, x.shape, {name: mesh.shape[name] for name in free}))
 
-    return jax.lax.with_sharding_constraint(x, P(*map(fit, x.shape, axes)))
+
+def fit(axes: Iterable[str | tuple[str, ...] | None], shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    """The axes without those that the mesh lacks, or that do not divide a dimension; P() for an array of lower rank.
+
+    Args:
+      axes: for each dimension the mesh axes that share it, or None.
+      shape: the array's.
+      sizes: mesh axis -> devices.
+
+    >>> tuple(fit(("fsdp", "model"), (6, 3), {"fsdp": 2, "model": 2}))
+    ('fsdp', None)
+    """
+
+    def one(size: int, names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = tuple(name for name in ([names] if isinstance(names, str) else names or ()) if name in sizes)
+        divides = names and size % math.prod(sizes[name] for name in names) == 0
+        return (names if len(names) > 1 else names[0]) if divides else None
+
+    axes = tuple(axes)
+    return P() if len(axes) > len(shape) else P(*map(one, shape, axes))
