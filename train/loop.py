@@ -30,7 +30,8 @@ from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError
-from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.text import Tokenizer
 from zoo.variants import abstract_params
 
@@ -109,7 +110,7 @@ class Run:
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
-        self.predictor = Predictor(
+        self.predictor = predictor_for(self.model)(
             self.model,
             params=None,
             source_tokenizer=self.source_tokenizer,
@@ -120,7 +121,7 @@ class Run:
             origin=known and known.origin,
         )
 
-    def tokenizers(self, config: Experiment, known: Predictor | None) -> tuple[Tokenizer, Tokenizer]:
+    def tokenizers(self, config: Experiment, known: PredictorBase | None) -> tuple[Tokenizer, Tokenizer]:
         """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
         if known is not None:
             return known.source_tokenizer, known.target_tokenizer
@@ -326,7 +327,7 @@ class Run:
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
         return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
 
-    def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
+    def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]

@@ -22,11 +22,11 @@ from zoo.checkpoint.directory import load_settings, predictor_from, unread
 from zoo.checkpoint.orbax import CHECKPOINTS, read_json, steps
 from zoo.checkpoint.rules import some
 from zoo.core import ModelConfig, PyTree, UserError, flatten_params, unflatten_params
-from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
 from zoo.variants import abstract_params
 
 
-def settings(experiment: Experiment, workdir: Path) -> Predictor | None:
+def settings(experiment: Experiment, workdir: Path) -> PredictorBase | None:
     """The model, without weights, that a run goes on with or starts from; None if that is only what the experiment says."""
     saved = steps(workdir / CHECKPOINTS)
     if saved:

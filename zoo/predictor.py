@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
+from zoo.core import UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
-from zoo.generate.facade import bucket, room
+from zoo.generate.facade import room
+from zoo.predictor_base import PredictorBase
 from zoo.pretrained_text import PretrainedTokenizer
-from zoo.text import Tokenizer
-
-ROWS = 64  # sentences decoded together at most
 
 
 class Prediction(NamedTuple):
@@ -43,36 +41,8 @@ class Prediction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
-    """What ``zoo.load`` returns.
-
-    Attributes:
-      model: the Linen module; ``model.apply({"params": params}, ...)``.
-      params: its parameters, a plain dict of arrays.
-      source_tokenizer, target_tokenizer: between text and ids; may be one object.
-      decoding: the defaults of ``predict``.
-      place: puts a batch of sources on devices; the identity leaves that to JAX.
-      multiple_of: the rows of each batch are a multiple of this, so that devices can share them.
-      origin: what the files of a pretrained model say beside all this, for writing it again; None for our own models.
-    """
-
-    model: Seq2Seq
-    params: PyTree
-    source_tokenizer: Tokenizer | PretrainedTokenizer
-    target_tokenizer: Tokenizer | PretrainedTokenizer
-    decoding: Decoding = Decoding()
-    place: Callable[[Tokens], Any] = lambda source: source
-    multiple_of: int = 1
-    origin: dict[str, Any] | None = None
-
-    def __post_init__(self):
-        for side in ("source", "target"):
-            tokenizer, size = getattr(self, f"{side}_tokenizer"), getattr(self.model.config, f"{side}_vocab_size")
-            if tokenizer.vocab_size != size:
-                raise UserError(
-                    f"the {side} vocabulary does not fit: its tokenizer has {tokenizer.vocab_size} entries, the model {size}; "
-                    "use the tokenizer that the model was trained with"
-                )
+class Predictor(PredictorBase):
+    """The predictor of models that generate text from text."""
 
     def predict(self, texts: Sequence[str], **options: Any) -> list[str]:
         """The model's output for each text, in order.
@@ -203,20 +173,6 @@ class Predictor:
             before = now
         if len(before) > len(said):
             yield before[len(said) :]
-
-    def cut(self, ids: list[int], length: int) -> list[int]:
-        """At most ``length`` ids, the end token kept."""
-        return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
-
-    def batches(self, sources: list[list[int]]) -> Iterator[tuple[list[int], Tokens]]:
-        """Sentences of similar length together, rows and lengths rounded up, so that few programs compile."""
-        order = sorted(range(len(sources)), key=lambda row: len(sources[row]))
-        rows = min(ROWS, bucket(len(order), 1))
-        rows += -rows % self.multiple_of
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            length = room(len(sources[chosen[-1]]), (self.model,))
-            yield chosen, pad_tokens([sources[row] for row in chosen] + [[]] * (rows - len(chosen)), length)
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""

@@ -23,7 +23,8 @@ from zoo.checkpoint.placing import placer, sharding
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
 from zoo.decoding import Decoding
-from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
 Format = Literal["zoo", "huggingface", "stablehlo", "onnx"]
@@ -31,7 +32,7 @@ CONFIG, TOKENIZERS = "config.json", ("source.json", "target.json")
 AGAIN = "export the model again"
 
 
-def describe(predictor: Predictor) -> dict[str, Any]:
+def describe(predictor: PredictorBase) -> dict[str, Any]:
     """All of a predictor but its weights, as JSON."""
     return {
         "format": "seq2seq-zoo",
@@ -43,7 +44,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def predictor_from(description: Any, where: str, read_params) -> Predictor:
+def predictor_from(description: Any, where: str, read_params) -> PredictorBase:
     """The inverse: ``read_params`` gets the model and its abstract parameters and returns the real ones.
 
     Raises:
@@ -61,10 +62,10 @@ def predictor_from(description: Any, where: str, read_params) -> Predictor:
     if origin is not None and (not isinstance(origin, dict) or set(origin) != huggingface.ORIGIN):
         raise UserError(f"{where} has an origin that is none: save the model again")
     model = config.build()
-    return Predictor(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
+    return predictor_for(model)(model, read_params(model, abstract_params(config)), *tokenizers, decoding, origin=origin)
 
 
-def save(predictor: Predictor, directory: str | Path, format: Format = "zoo") -> None:
+def save(predictor: PredictorBase, directory: str | Path, format: Format = "zoo") -> None:
     """Write a directory that ``load`` reads, without Orbax; or the model's whole generation as one file.
 
     Args:
@@ -90,7 +91,7 @@ def save(predictor: Predictor, directory: str | Path, format: Format = "zoo") ->
         raise UserError(f"{path} cannot be written ({error.strerror or error}): free some space or name another") from error
 
 
-def save_exported(predictor: Predictor, directory: Path) -> None:
+def save_exported(predictor: PredictorBase, directory: Path) -> None:
     """Write the format of this zoo."""
     description = describe(predictor)
     for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
@@ -104,7 +105,7 @@ def save_exported(predictor: Predictor, directory: Path) -> None:
 FORMATS = {"zoo": save_exported, "huggingface": huggingface.save, "stablehlo": stablehlo.save, "onnx": onnx.save}
 
 
-def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
+def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> PredictorBase:
     """Load a model: an exported directory, a training run's (its best checkpoint), one checkpoint of a run, a Hugging Face
     directory, or the name of a model on the hub ("organisation/model"), for which a directory of that name goes first.
 
@@ -120,7 +121,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     return load_directory(fetched(directory), dtype, mesh)
 
 
-def load_settings(directory: str | Path) -> Predictor:
+def load_settings(directory: str | Path) -> PredictorBase:
     """What ``load`` gives, without reading the weights: ``params`` are their shapes.
 
     Raises:
@@ -135,7 +136,7 @@ def fetched(directory: str | Path) -> Path:
     return hub.fetch(str(directory)) if not path.exists() and hub.is_name(str(directory)) else path
 
 
-def load_directory(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> Predictor:
+def load_directory(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> PredictorBase:
     if not directory.exists():
         raise UserError(
             f"there is no directory {directory}: give the --workdir of a training run, an exported model, a Hugging Face "
@@ -169,7 +170,7 @@ def unread(model, template: PyTree) -> PyTree:
     return template
 
 
-def load_average(directory: str | Path, count: int) -> Predictor:
+def load_average(directory: str | Path, count: int) -> PredictorBase:
     """Load the mean of the parameters of a training run's last ``count`` checkpoints.
 
     Raises:
@@ -186,7 +187,7 @@ def load_average(directory: str | Path, count: int) -> Predictor:
     )
 
 
-def load_exported(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> Predictor:
+def load_exported(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> PredictorBase:
     description = tensors.read_json(directory / CONFIG, AGAIN)
     for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
         description[f"{side}_tokenizer"] = tensors.read_json(directory / name, AGAIN)

@@ -19,7 +19,8 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.placing import placer
 from zoo.checkpoint.rules import from_reference, makers
 from zoo.core import ModelConfig, UserError
-from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.pretrained_text import KINDS, PretrainedTokenizer, kind_of, read_files
 from zoo.variants import abstract_params, choose, variants
 
@@ -41,7 +42,7 @@ def is_huggingface(directory: Path) -> bool:
         return False
 
 
-def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: bool = True) -> Predictor:
+def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: bool = True) -> PredictorBase:
     """Load a model; ``zoo.load`` says what the arguments are. Unless ``read``, its ``params`` are shapes.
 
     Raises:
@@ -67,7 +68,7 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: boo
     tokenizers = read_tokenizers(directory, config)
     template = abstract_params(config)
     params = from_reference(weights, model.RULES, template, put) if read else template
-    return Predictor(model, params, *tokenizers, decoding, origin=origin)
+    return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
 
 
 def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture]:
@@ -89,7 +90,7 @@ def read_tokenizers(directory: Path, config: ModelConfig) -> tuple[PretrainedTok
     return tuple(kind(files, side, size, config.end_id) for side, size in sizes.items())
 
 
-def save(predictor: Predictor, directory: Path) -> None:
+def save(predictor: PredictorBase, directory: Path) -> None:
     """Write a model so that transformers loads it; a model that came from there under the names that it had.
 
     Raises:
@@ -141,7 +142,7 @@ def counterpart(config: ModelConfig) -> str:
     )
 
 
-def tokenizer_files(predictor: Predictor) -> dict[str, bytes]:
+def tokenizer_files(predictor: PredictorBase) -> dict[str, bytes]:
     """The files of a predictor's tokenizers, which are one there."""
     source, target = predictor.source_tokenizer, predictor.target_tokenizer
     if isinstance(source, PretrainedTokenizer):
