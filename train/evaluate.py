@@ -26,8 +26,7 @@ def teacher_forced(eval_step: Callable, params: PyTree, batches: Iterable, put: 
 def decoded(predictor: Predictor, task: Task, examples: Sequence[Example]) -> tuple[dict[str, float], list[Prediction]]:
     """The task's scores on these examples, and the predictions."""
     predictions = predictor.predictions([example.source for example in examples])
-    texts = [prediction.text for prediction in predictions]
-    return task.score(texts, [example.references for example in examples]), predictions
+    return task.score(predictions, [example.references for example in examples]), predictions
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -114,8 +114,8 @@ class Experiment:
       compute: how the same numbers are computed.
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
-      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF) or "text"
-        (character error rate).
+      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
+        (character error rate) or "classify" (accuracy, F1, area under the ROC curve).
       seed: of the initial parameters, the order of the examples and dropout.
     """
 
@@ -131,7 +131,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text"] = "text"
+    task: Literal["pronunciation", "translation", "text", "classify"] = "text"
     seed: int = 0
 
 
@@ -219,6 +219,10 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+    if experiment.model.wants_labels != (experiment.task == "classify"):
+        raise UserError(
+            f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"
+        )
 
 
 def check_types(data: Any, prefix: str = "") -> None:

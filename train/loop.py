@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from train.lora import Lora
 from train.saver import Saver
 from train.step import State, init_state, make_eval_step, make_train_step, model_params, new_state
 from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
-from train.tasks import TASKS
+from train.tasks import TASKS, confusion
 from train.view import View
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.checkpoint.rules import some
-from zoo.core import PyTree, UserError
+from zoo.core import EncoderOnly, PyTree, UserError
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
 from zoo.text import Tokenizer
@@ -118,22 +118,27 @@ class Run:
             decoding=config.decoding,
             place=self.place,
             multiple_of=self.parallel.rows,
-            origin=known and known.origin,
+            origin=known and start.origin(known, self.config.model),
         )
 
     def tokenizers(self, config: Experiment, known: PredictorBase | None) -> tuple[Tokenizer, Tokenizer]:
         """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
         if known is not None:
-            return known.source_tokenizer, known.target_tokenizer
+            target = known.target_tokenizer
+            if self.latest is None and config.model.wants_labels:
+                target = start.labels(target, self.train_examples)
+            return known.source_tokenizer, target
         wanted = config.tokenizers
         sample = evaluate.spread(self.train_examples, TOKENIZER_TEXTS)
         sources, targets = [e.source for e in sample], [e.target for e in sample]
-        learn = partial(
+        learn: Callable = partial(
             Tokenizer.train, vocab_size=wanted.vocab_size or None, min_count=wanted.min_count, lowercase=wanted.lowercase
         )
         if wanted.shared:
             shared = learn(wanted.source, [*sources, *targets])
             return shared, shared
+        if config.model.wants_labels:
+            return learn(wanted.source, sources), start.labels(None, self.train_examples)
         return learn(wanted.source, sources), learn(wanted.target, targets)
 
     def facts(self) -> dict[str, Any]:
@@ -329,6 +334,8 @@ class Run:
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
+        if isinstance(self.model, EncoderOnly):
+            return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
@@ -351,7 +358,7 @@ class Run:
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         params = zoo.load(best, mesh=self.parallel.mesh).params
         predictor = dataclasses.replace(self.predictor, params=params)
-        scores, _ = evaluate.decoded(predictor, self.task, test)
+        scores, predictions = evaluate.decoded(predictor, self.task, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
             **{f"test/{name}": value for name, value in scores.items()},
@@ -364,6 +371,10 @@ class Run:
             "checkpoint": str(best),
             "command": self.command,
         }
+        if self.config.task == "classify":
+            table = confusion(predictions, [example.references for example in test])
+            result["test/confusion"] = table._asdict()
+            self.view.confusion(table)
         with hosts.together():  # none leaves before the first has written
             if hosts.first():
                 report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")

@@ -10,13 +10,16 @@ its class's default is that model's. Options of the command line are always foll
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from zoo.labels import Labels
 
 import zoo
+from train.data import Example
 from train.experiment import Experiment
 from zoo.checkpoint.directory import load_settings, predictor_from, unread
 from zoo.checkpoint.orbax import CHECKPOINTS, read_json, steps
@@ -65,6 +68,18 @@ def over(base: Any, changes: Any) -> Any:
     names = [field.name for field in dataclasses.fields(changes)]
     given = {name: getattr(changes, name) for name in names if getattr(changes, name) != getattr(plain, name)}
     return dataclasses.replace(base, **given)
+
+
+def labels(target: Any, examples: Sequence[Example]) -> Labels:
+    """Those of the model that a run starts from, if all that are to be learned are among them; else those of the examples."""
+    found = {example.target for example in examples}
+    return target if isinstance(target, Labels) and found <= set(target.names) else Labels.train(found)
+
+
+def origin(known: PredictorBase, config: ModelConfig) -> dict[str, Any] | None:
+    """What the published files say beside the model; None for a model of other parameters, which has files of its own."""
+    old, new = ({path: x.shape for path, x in flatten_params(abstract_params(c)).items()} for c in (known.model.config, config))
+    return known.origin if old == new else None
 
 
 def params(experiment: Experiment, config: ModelConfig, mesh: jax.sharding.Mesh, initial: Any) -> tuple[PyTree, list[str]]:
