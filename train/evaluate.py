@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 
 from train.data import Example
+from train.lora import Lora
 from train.metrics import add, divide
+from train.step import State, model_params
 from train.tasks import Task
 from zoo.core import PyTree
 from zoo.predictor import Prediction, Predictor
@@ -33,3 +35,12 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """``count`` examples spread evenly over the set: the same ones each time."""
     count = min(count, len(examples))
     return [examples[i * len(examples) // count] for i in range(count)]
+
+
+def parameters(state: State, lora: Lora) -> PyTree:
+    """The parameters that are evaluated and exported: of what is trained the moving average, where there is one."""
+    trained = state.params if state.ema is None else state.ema
+    if state.base is None:
+        return trained
+    places = jax.tree.map(lambda x: x.sharding, state.base)
+    return jax.jit(model_params, static_argnums=2, out_shardings=places)(trained, state.base, lora)

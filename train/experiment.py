@@ -115,7 +115,8 @@ class Experiment:
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
-        (character error rate) or "classify" (accuracy, F1, area under the ROC curve).
+        (character error rate), "language" (perplexity: outputs are drawn as samples alone) or "classify" (accuracy, F1, area
+        under the ROC curve).
       seed: of the initial parameters, the order of the examples and dropout.
     """
 
@@ -131,7 +132,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text", "classify"] = "text"
+    task: Literal["pronunciation", "translation", "text", "language", "classify"] = "text"
     seed: int = 0
 
 
@@ -153,7 +154,7 @@ BOUNDS = {
     "tokenizers.vocab_size": (0, 2**24),
     "tokenizers.min_count": (1, MOST),
     "batching.tokens": (1, 2**26),
-    "batching.max_source_len": (1, 2**20),
+    "batching.max_source_len": (0, 2**20),
     "batching.max_target_len": (1, 2**20),
     "batching.buckets": (1, 64),
     "batching.window": (1, MOST),

@@ -20,19 +20,18 @@ from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
 from train.experiment import Experiment
 from train.journal import Fed, Journal
-from train.lora import Lora
 from train.saver import Saver
-from train.step import State, init_state, make_eval_step, make_train_step, model_params, new_state
+from train.step import State, init_state, make_eval_step, make_train_step, new_state
 from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS, confusion
 from train.view import View
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.checkpoint.rules import some
-from zoo.core import EncoderOnly, PyTree, UserError
+from zoo.core import EncoderOnly, UserError
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
-from zoo.text import Tokenizer
+from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
 
 TOKENIZER_TEXTS = 1_000_000  # training examples at most that a vocabulary is learned from
@@ -171,7 +170,7 @@ class Run:
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
-        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes, self.parallel.host)
+        self.eval_batches = eval_batches(self.tokenized(self.validation), shapes, self.parallel.host)
         with (
             self.journal(state) as journal,
             Programs() as programs,
@@ -205,7 +204,7 @@ class Run:
     def training_batches(self):
         """The endless stream of batches, and the shapes they come in."""
         batching = self.config.batching
-        data = Tokenized(self.train_examples, *self.sides())
+        data = self.tokenized(self.train_examples)
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
@@ -266,6 +265,9 @@ class Run:
         """Whether the checkpoint that this command began with has been."""
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
+    def tokenized(self, examples: Sequence[Example]) -> Tokenized:
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()))
+
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
 
@@ -317,7 +319,7 @@ class Run:
 
     def evaluate(self, state: State) -> tuple[dict[str, float], float]:
         """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
-        training, step, params = self.config.training, int(state.step), evaluated(state, self.config.lora)
+        training, step, params = self.config.training, int(state.step), evaluate.parameters(state, self.config.lora)
 
         def put(batch):
             self.breathe()
@@ -327,10 +329,11 @@ class Run:
         predictor = dataclasses.replace(self.predictor, params=params)
         examples = evaluate.spread(self.validation, training.eval_examples)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
+        best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
-        return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
+        return values, best * (-1 if self.task.higher_is_better else 1)
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
@@ -358,7 +361,7 @@ class Run:
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         params = zoo.load(best, mesh=self.parallel.mesh).params
         predictor = dataclasses.replace(self.predictor, params=params)
-        scores, predictions = evaluate.decoded(predictor, self.task, test)
+        scores, predictions = self.scores(predictor, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
             **{f"test/{name}": value for name, value in scores.items()},
@@ -381,16 +384,16 @@ class Run:
         self.view.summary(result, image, self.workdir, self.typed())
         return result
 
+    def scores(self, predictor: PredictorBase, examples: Sequence[Example]) -> tuple[dict[str, float], list]:
+        """What the task counts: of outputs, which are given too, or, where that is perplexity, of the examples themselves."""
+        if self.task.best != "perplexity":
+            return evaluate.decoded(predictor, self.task, examples)
+        _, shapes = self.training_batches()
+        batches = eval_batches(self.tokenized(examples), shapes, self.parallel.host)
+        eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
+        return evaluate.teacher_forced(eval_step, predictor.params, batches, self.put), []
+
     def typed(self) -> str:
         """A source for the command that the summary suggests: a plain word, if there is one."""
         sources = [example.source for example in evaluate.spread(self.test_examples, 16)]
         return next((source for source in sources if source.isalpha()), sources[0])
-
-
-def evaluated(state: State, lora: Lora) -> PyTree:
-    """The parameters that are evaluated and exported: of what is trained the moving average, where there is one."""
-    trained = state.params if state.ema is None else state.ema
-    if state.base is None:
-        return trained
-    places = jax.tree.map(lambda x: x.sharding, state.base)
-    return jax.jit(model_params, static_argnums=2, out_shardings=places)(trained, state.base, lora)

@@ -83,6 +83,12 @@ def translation(predictions: Sequence[str], references: References) -> dict[str,
     }
 
 
+def language(predictions: Sequence[Any], references: References) -> dict[str, float]:
+    """Nothing: a language model is scored by the perplexity that teacher forcing gives."""
+    del predictions, references
+    return {}
+
+
 def labels(predictions: Sequence[Any], references: References) -> dict[str, float]:
     """Accuracy, F1 and area under the ROC curve of labels, from 0 to 1 (``train.classify``)."""
     return classify.scores(*told(predictions, references))
@@ -118,4 +124,5 @@ TASKS = {
     "translation": Task(of_texts(translation), "bleu", higher_is_better=True, unit="sentences"),
     "text": Task(of_texts(text), "error", higher_is_better=False, unit="texts"),
     "classify": Task(labels, "accuracy", higher_is_better=True, unit="texts"),
+    "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),
 }

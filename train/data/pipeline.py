@@ -113,7 +113,7 @@ def _pad(
     """Unpack ids, each into its row of an array of this shape."""
     rows, length = shape
     if (length_n > length).any():
-        kept, last = (length - 1) * dtype.itemsize, -dtype.itemsize
+        kept, last = max(length - 1, 0) * dtype.itemsize, -dtype.itemsize if length else sys.maxsize
         packed = [ids if count <= length else ids[:kept] + ids[last:] for ids, count in zip(packed, length_n)]
         length_n = np.minimum(length_n, length)
     length_B = np.bincount(row_n, length_n, minlength=rows)
