@@ -20,9 +20,7 @@ experiment = Experiment(
     data=Files(),
     tokenizers=Tokenizers(source="bpe", vocab_size=8000),
     batching=Batching(tokens=4096, max_source_len=256, max_target_len=1, buckets=3),
-    optimizer=Optimizer(
-        "adamw", learning_rate=3e-5, schedule="cosine", warmup_steps=100, weight_decay=0.01, layer_decay=0.95
-    ),
+    optimizer=Optimizer("adamw", learning_rate=3e-5, schedule="cosine", warmup_steps=100, weight_decay=0.01, layer_decay=0.95),
     training=Training(steps=2000, eval_every=200),
     task="classify",
 )

@@ -16,7 +16,18 @@ ALLOWED_AT_TOP = {"jax", "flax", "numpy"}
 # What train may know of zoo: never a variant.
 ZOO_FOR_TRAIN = {"zoo"} | {
     f"zoo.{room}"
-    for room in ["core", "decoding", "generate", "checkpoint", "text", "predictor", "predictor_base", "predictors", "variants"]
+    for room in [
+        "core",
+        "decoding",
+        "generate",
+        "checkpoint",
+        "text",
+        "predictor",
+        "predictor_base",
+        "predictors",
+        "labels",
+        "variants",
+    ]
 }
 
 

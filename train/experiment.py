@@ -224,6 +224,10 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"
         )
+    if experiment.model.wants_labels:
+        target = dataclasses.replace(experiment.model, source_vocab_size=9, target_vocab_size=9).example(1)[1]
+        if target.ids.shape[1] != 1:
+            raise UserError("the model tells a label of each token, but the data has one of each text: choose another head")
 
 
 def check_types(data: Any, prefix: str = "") -> None:

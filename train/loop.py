@@ -100,7 +100,8 @@ class Run:
         known = start.settings(config, workdir)  # what is known of the model before the data
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config, known)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
-        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+        batching = dataclasses.replace(config.batching, max_target_len=1) if config.model.wants_labels else config.batching
+        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), batching=batching)
         compute = config.compute
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True

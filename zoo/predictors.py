@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from zoo.core import Seq2Seq
+from zoo.core import EncoderOnly, Seq2Seq
+from zoo.encoder_predictor import EncoderPredictor
 from zoo.predictor import Predictor
 from zoo.predictor_base import PredictorBase
 
 
 def predictor_for(model: Seq2Seq) -> type[PredictorBase]:
     """The class whose ``predict`` fits the model: all are built from the same fields."""
-    return Predictor
+    return EncoderPredictor if isinstance(model, EncoderOnly) else Predictor

@@ -38,6 +38,8 @@ class Tokenizer:
     ([4, 5, 2], 'ab')
     """
 
+    wrapping = frozenset({EOS})  # the ids that stand around every text
+
     def __init__(self, backend: Any):
         """Args: backend: a ``tokenizers.Tokenizer`` that follows the conventions of this file, else UserError."""
         self._backend = backend
