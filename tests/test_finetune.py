@@ -23,21 +23,22 @@ from hypothesis import strategies as st
 from test_step import TOY, toy_batch
 
 import zoo
-from train import classify, optim, parallel, start
+from train import classify, optim, parallel, start, tasks
 from train.__main__ import main as train
 from train.data import Example, Files, Tokenized, eval_batches
-from train.experiment import Experiment
+from train.experiment import Experiment, check
 from train.lora import Lora
 from train.metrics import divide, token_metrics
 from train.optim import Optimizer, layer_rules, rates
 from train.parallel import Parallel
 from train.step import make_train_step, model_params, new_state
-from zoo import marian
+from zoo import bert, marian
 from zoo.__main__ import main as use
 from zoo.checkpoint import adapters, orbax
 from zoo.checkpoint.directory import load_average
 from zoo.checkpoint.tensors import Tensors
 from zoo.core import Tokens, flatten_params
+from zoo.labels import Labels
 from zoo.variants import abstract_params
 
 pytestmark = pytest.mark.xdist_group("finetune")  # one worker: the runs that most tests share are made once
@@ -354,6 +355,63 @@ def test_a_text_without_tokens_is_a_source():
     assert data.lengths(np.array([0])).tolist() == [[0, 2]]
     batch = next(iter(eval_batches(data, [(1, 0, 2)])))
     assert (batch.source.ids.shape, batch.example_ids.tolist()) == ((1, 0), [0])
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> tuple[Path, Path]:
+    """A classifier begun from a masked language model with no label of its own: (its run, its data)."""
+    folder = tmp_path_factory.mktemp("labels")
+    rows = [f"{' '.join(np.random.default_rng(i).choice(WORDS, 2))} {i}\t{['no', 'yes'][i % 3 == 0]}\n" for i in range(80)]
+    (folder / "labels.tsv").write_text("".join(rows))
+    config = str(HERE.parent / "configs" / "bert_classify.py")
+    paths = ["--init-from", str(GOLDEN.parent / "bert_mlm"), "--data.train", str(folder / "labels.tsv")]
+    sizes = ["--batching.tokens", "512", "--batching.max-source-len", "32", "--batching.buckets", "1", "--training.steps", "2"]
+    rates = ["--optimizer.rate-rules", "encoder_0/.*", "0", ".*", "1", "--optimizer.warmup-steps", "0"]
+    assert train([config, "--workdir", str(folder / "run"), *paths, *sizes, *rates, "--parallel.devices", "2"]) == 0
+    return folder / "run", folder / "labels.tsv"
+
+
+def test_a_new_head_tells_labels_and_is_scored(labelled, tmp_path, capsys):
+    path, data = labelled
+    tuned, published = zoo.load(path), flatten_params(zoo.load(GOLDEN.parent / "bert_mlm").params)
+    for name, x in flatten_params(tuned.params).items():
+        assert name.startswith(("classifier/", "pooler/")) == (name not in published)
+        assert name not in published or np.array_equal(x, published[name]) == name.startswith("encoder_0/"), name
+    test = Files(train=str(data)).load("test")
+    found = tuned.predictions([example.source for example in test])
+    assert list(found[0].probabilities) == ["no", "yes"]
+    result = json.loads((path / "result.json").read_text())
+    right = [example.target for example in test]
+    assert result["test/accuracy"] == pytest.approx(np.mean([p.label == label for p, label in zip(found, right)]))
+    scores = [p.probabilities["yes"] for p in found]
+    assert result["test/auc"] == pytest.approx(brute_auc(scores, [label == "yes" for label in right]), nan_ok=True)
+    counts = [[sum(a == t and p.label == b for p, t in zip(found, right)) for b in ("no", "yes")] for a in ("no", "yes")]
+    assert result["test/confusion"] == {"labels": ["no", "yes"], "counts": counts}
+    assert use(["export", str(path), str(tmp_path / "out"), "--format", "huggingface"]) == 0
+    again = zoo.load(tmp_path / "out")
+    assert again.predictions([example.source for example in test]) == found
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config["id2label"]) == (["BertForSequenceClassification"], {"0": "no", "1": "yes"})
+    capsys.readouterr()
+    assert use(["predict", str(path), "--json", "the fox"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["probabilities"]) == {"no", "yes"}
+
+
+def test_labels_that_a_model_has_are_kept():
+    known, examples = Labels(["b", "a", "c"]), [Example("x", "a", ("a",)), Example("y", "b", ("b",))]
+    assert start.labels(known, examples) is known
+    assert start.labels(known, [*examples, Example("z", "d", ("d",))]).names == ("a", "b", "d")
+    assert start.labels(None, examples).names == ("a", "b")
+    with pytest.raises(zoo.UserError, match="the label 'e', which is not one of a, b"):
+        tasks.TASKS["classify"].score([SimpleNamespace(probabilities={"a": 0.5, "b": 0.5})], [("e",)])
+
+
+def test_a_task_that_a_model_does_not_do_is_refused():
+    for model, task in ((bert.BertConfig(head="classification", pooler=True), "text"), (marian.MarianConfig(), "classify")):
+        with pytest.raises(zoo.UserError, match=f"task is '{task}', which the model does not do"):
+            check(Experiment(model, Files(), init_from="somewhere", task=task))
+    with pytest.raises(zoo.UserError, match="a label of each token"):
+        check(Experiment(bert.BertConfig(head="token_classification"), Files(), task="classify"))
 
 
 def brute_auc(scores, positive) -> float:
