@@ -15,7 +15,7 @@ from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.step import Compute
 from train.tasks import TASKS
-from zoo.core import ModelConfig, UserError
+from zoo.core import EncoderOnly, ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
 from zoo.variants import check_sizes, config_to_json, fits
@@ -117,7 +117,9 @@ class Experiment:
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
         (character error rate), "language" (perplexity: outputs are drawn as samples alone) or "classify" (accuracy, F1, area
         under the ROC curve).
-      seed: of the initial parameters, the order of the examples and dropout.
+      corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
+        "mask" for masked language models.
+      seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
     model: ModelConfig
@@ -133,6 +135,7 @@ class Experiment:
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
     task: Literal["pronunciation", "translation", "text", "language", "classify"] = "text"
+    corruption: Literal["none", "mask"] = "none"
     seed: int = 0
 
 
@@ -220,6 +223,9 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+    masked = isinstance(experiment.model.build(), EncoderOnly) and not experiment.model.wants_labels
+    if masked != (experiment.corruption == "mask"):
+        raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
     if experiment.model.wants_labels != (experiment.task == "classify"):
         raise UserError(
             f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"

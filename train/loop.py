@@ -18,6 +18,7 @@ import zoo
 from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report, start
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
+from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.journal import Fed, Journal
 from train.saver import Saver
@@ -267,7 +268,8 @@ class Run:
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def tokenized(self, examples: Sequence[Example]) -> Tokenized:
-        return Tokenized(examples, *encoders(self.config.model, *self.sides()))
+        corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -328,7 +330,7 @@ class Run:
 
         values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
         predictor = dataclasses.replace(self.predictor, params=params)
-        examples = evaluate.spread(self.validation, training.eval_examples)
+        examples = evaluate.spread(self.validation, training.eval_examples if self.config.corruption == "none" else 0)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
         best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}

@@ -10,7 +10,7 @@ SPECIAL = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cl
 
 
 class WordPieceTokenizer(FastTokenizer):
-    """WordPiece (Wu et al. 2016) over words that BERT's rules cut, as tokenizer_config.json says: lower case, accents, Chinese."""
+    """WordPiece (Wu et al. 2016) over words that BERT's rules cut: tokenizer_config.json says how."""
 
     kind = "word_piece"
 
