@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import zoo
+from train.__main__ import main as train
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in (HERE / "golden").glob("*/golden.npz"))
@@ -30,7 +31,23 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_exported_directory_generates_the_same_elsewhere(name, tmp_path):
-    predictor = zoo.load(HERE / "golden" / name)
+    says_the_same_elsewhere(zoo.load(HERE / "golden" / name), tmp_path)
+
+
+def test_a_fine_tuned_model_generates_the_same_elsewhere(tmp_path):
+    """A run of a few steps, with adapters that change it."""
+    config, data = HERE.parent / "configs" / "marian_finetune.py", tmp_path / "pairs.tsv"
+    data.write_text("".join(f"a quick fox {i}\tfox a {i}\n" for i in range(40)))
+    paths = ["--workdir", str(tmp_path / "run"), "--init-from", str(HERE / "golden" / "marian"), "--data.train", str(data)]
+    sizes = ["--batching.tokens", "256", "--batching.max-source-len", "16", "--batching.max-target-len", "16"]
+    rates = ["--lora.rank", "4", "--optimizer.learning-rate", "0.02", "--optimizer.warmup-steps", "0"]
+    assert train([str(config), *paths, *sizes, *rates, "--training.steps", "20", "--batching.buckets", "1"]) == 0
+    tuned, texts = zoo.load(tmp_path / "run"), ["a quick fox 3", "a"]
+    assert tuned.predict(texts, beams=1) != zoo.load(HERE / "golden" / "marian").predict(texts, beams=1)
+    says_the_same_elsewhere(tuned, tmp_path)
+
+
+def says_the_same_elsewhere(predictor: zoo.Predictor, tmp_path: Path) -> None:
     zoo.save(predictor, tmp_path / "out", format="huggingface")
     texts = ["The quick brown fox", "我今天很高兴", "Wie spät ist es?", "a"]
     ours = predictor.predict(texts, beams=1)
