@@ -13,9 +13,11 @@ import numpy as np
 from zoo.core import EncoderOnly, PyTree, Tokens, UserError
 from zoo.generate.facade import bucket
 from zoo.predictor_base import PredictorBase
+from zoo.pretrained_text import PretrainedTokenizer
 
 Text = str | tuple[str, str]  # or a pair, for models that compare two
 Pooling = Literal["mean", "cls"]
+MASK = "[MASK]"  # a missing token in a text, where the tokenizer is our own
 FILLS = 5  # tokens listed for a masked one
 
 
@@ -131,11 +133,11 @@ class EncoderPredictor(PredictorBase):
             yield Tagged(self.source_tokenizer.pieces(ids_S[keep_S]), labels, p_SV[keep_S].max(axis=-1).tolist())
 
     def filled(self, batch: Tokens, rows: int) -> Iterator[Filled]:
-        tokenizer = self.target_tokenizer
+        tokenizer, pretrained = self.target_tokenizer, isinstance(self.target_tokenizer, PretrainedTokenizer)
         where_BS = (batch.ids == tokenizer.mask_id) & batch.mask
         counts = where_BS.sum(axis=1)
         if not counts[:rows].all():
-            mask = tokenizer.pieces([tokenizer.mask_id])[0]
+            mask = tokenizer.pieces([tokenizer.mask_id])[0] if pretrained else MASK
             raise UserError(f"a text holds nothing to fill in: write {mask} where a word is missing")
         column_BM = np.argsort(~where_BS, axis=1, kind="stable")[:, : bucket(counts.max(), 1)].astype(np.int32)
         p_BMF, ids_BMF = jax.device_get(fills(self.model, FILLS, self.params, self.place(batch), column_BM))
@@ -146,7 +148,19 @@ class EncoderPredictor(PredictorBase):
                 list(zip(tokenizer.pieces(ids_F), p_F.tolist(), strict=True))
                 for ids_F, p_F in zip(ids_BMF[row, :count], p_BMF[row, :count], strict=True)
             ]
-            yield Filled(tokenizer.text(best[batch.mask[row]].tolist()), pairs)
+            ids = best[batch.mask[row]].tolist()
+            yield Filled(tokenizer.text(ids) if pretrained else tokenizer.decode(ids), pairs)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts. Our own tokenizers find no special token in one: for them a text is cut at each ``MASK``."""
+        tokenizer = self.source_tokenizer
+        if isinstance(tokenizer, PretrainedTokenizer):
+            return tokenizer.encode_batch(texts)
+        found = []
+        for text in texts:
+            first, *others = (tokenizer.encode(part.strip(" ")) for part in text.split(MASK))
+            found.append([*first[:-1], *(i for ids in others for i in (tokenizer.mask_id, *ids[:-1])), first[-1]])
+        return found
 
     def read(self, texts: Sequence[Text]) -> Iterator[tuple[list[int], Tokens]]:
         """Batches of the texts' tokens, cut to what the model can read, with the rows that they are of."""
@@ -160,8 +174,7 @@ class EncoderPredictor(PredictorBase):
         if pairs and len(pairs) < len(texts):
             raise UserError("the list holds texts and pairs of texts: give one or the other")
         most = min(self.decoding.max_source_len, self.model.config.max_len)
-        tokenizer = self.source_tokenizer
-        encoded = tokenizer.encode_pairs(pairs) if pairs else [(ids, []) for ids in tokenizer.encode_batch(texts)]
+        encoded = self.source_tokenizer.encode_pairs(pairs) if pairs else [(ids, []) for ids in self.encode(texts)]
         for rows, batch in self.batches([self.cut(ids, most) for ids, _ in encoded]):
             if pairs:
                 types_BS = np.zeros_like(batch.ids)
