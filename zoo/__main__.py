@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
 from zoo.checkpoint.directory import FORMATS, load_average
+from zoo.core import EncoderOnly
 from zoo.predictor import Prediction
 from zoo.predictor_base import PredictorBase
 from zoo.transcribe.settings import Transcription
@@ -183,7 +184,10 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
     predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
-    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_options(options)))
+    if chosen := chosen_options(options):
+        if isinstance(predictor.model, EncoderOnly):
+            raise zoo.UserError(f"{next(iter(chosen))} is for models that generate, which this one does not: leave it out")
+        predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen))
     zoo.save(predictor, options.out, options.format)
     others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
     use = others.get(options.format, f"python -m zoo predict {options.out} TEXT")

@@ -46,8 +46,8 @@ def is_huggingface(directory: Path) -> bool:
         return False
 
 
-def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> PredictorBase:
-    """Load a model; ``zoo.load`` says what the arguments are.
+def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: bool = True) -> PredictorBase:
+    """Load a model; ``zoo.load`` says what the arguments are. Unless ``read``, its ``params`` are shapes.
 
     Raises:
       UserError: a file is missing, damaged, of an architecture that is not read, or says what cannot be.
@@ -75,7 +75,8 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
     if unused := {name: packed(name, weights[name]) for name in weights if is_unused(name, model.RULES)}:
         origin["unused"] = unused
     tokenizers = read_tokenizers(directory, config, data)
-    params = from_reference(weights, model.RULES, abstract_params(config), put)
+    template = abstract_params(config)
+    params = from_reference(weights, model.RULES, template, put) if read else template
     return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
 
 
