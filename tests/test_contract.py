@@ -25,7 +25,7 @@ from train.optim import Optimizer
 from train.parallel import Parallel
 from train.step import init_state, make_train_step
 from zoo.checkpoint.rules import from_reference, to_reference
-from zoo.core import BOS, EOS, PAD, AppendOnly, Tokens, pad_tokens, random_tokens, shift_right
+from zoo.core import EOS, PAD, AppendOnly, Tokens, pad_tokens, random_tokens, shift_right
 from zoo.generate import Beam, Greedy, Rules, Sample, generate, penalty, score
 from zoo.variants import abstract_params, variants
 
@@ -192,7 +192,7 @@ def test_step_by_step_equals_all_at_once(subject, chunks):
     everything = s.apply(s.source, s.target).logits
     memory = s.apply(s.source, method="encode")
     cache = s.apply(memory, method="init_cache", max_len=TARGET + 2)
-    tokens, parts, start = shift_right(jnp.asarray(s.target.ids)), [], 0
+    tokens, parts, start = shift_right(jnp.asarray(s.target.ids), s.model.config.first(s.source)), [], 0
     for size in chunks:
         outputs, cache = s.apply(tokens[:, start : start + size], memory, cache, method="decode")
         parts.append(outputs.logits)
@@ -254,9 +254,10 @@ class Redecoded(dict):
         super().__init__()
         self.subject, self.length = subject, length
         self.memory = jax.tree.map(lambda x: x[row : row + 1], subject.apply(subject.source, method="encode"))
+        self.first = int(np.broadcast_to(subject.model.config.first(subject.source), (BATCH,))[row])
 
     def __missing__(self, prefix: tuple) -> np.ndarray:
-        read = np.array([[BOS, *prefix] + [PAD] * (self.length - len(prefix) - 1)], np.int32)
+        read = np.array([[self.first, *prefix] + [PAD] * (self.length - len(prefix) - 1)], np.int32)
         outputs, _ = self.subject.apply(read, self.memory, None, method="decode")
         logits_V = np.asarray(outputs.logits[0, len(prefix)], np.float64)
         self[prefix] = log_probs_V = logits_V - np.logaddexp.reduce(logits_V)

@@ -110,8 +110,8 @@ class Experiment:
       compute: how the same numbers are computed.
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
-      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF) or "text"
-        (character error rate).
+      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
+        (character error rate) or "language" (perplexity: outputs are drawn as samples alone).
       seed: of the initial parameters, the order of the examples and dropout.
     """
 
@@ -125,7 +125,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text"] = "text"
+    task: Literal["pronunciation", "translation", "text", "language"] = "text"
     seed: int = 0
 
 
@@ -147,7 +147,7 @@ BOUNDS = {
     "tokenizers.vocab_size": (0, 2**24),
     "tokenizers.min_count": (1, MOST),
     "batching.tokens": (1, 2**26),
-    "batching.max_source_len": (1, 2**20),
+    "batching.max_source_len": (0, 2**20),
     "batching.max_target_len": (1, 2**20),
     "batching.buckets": (1, 64),
     "batching.window": (1, MOST),

@@ -29,7 +29,7 @@ from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.core import UserError
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
-from zoo.text import Tokenizer
+from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
 
 TOKENIZER_TEXTS = 1_000_000  # training examples at most that a vocabulary is learned from
@@ -162,7 +162,7 @@ class Run:
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
-        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes, self.parallel.host)
+        self.eval_batches = eval_batches(self.tokenized(self.validation), shapes, self.parallel.host)
         with (
             self.journal(state) as journal,
             Programs() as programs,
@@ -196,7 +196,7 @@ class Run:
     def training_batches(self):
         """The endless stream of batches, and the shapes they come in."""
         batching = self.config.batching
-        data = Tokenized(self.train_examples, *self.sides())
+        data = self.tokenized(self.train_examples)
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
@@ -246,6 +246,9 @@ class Run:
     def evaluated(self) -> bool:
         """Whether the checkpoint that this command began with has been."""
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
+
+    def tokenized(self, examples: Sequence[Example]) -> Tokenized:
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()))
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -307,10 +310,11 @@ class Run:
         predictor = dataclasses.replace(self.predictor, params=params)
         examples = evaluate.spread(self.validation, training.eval_examples)
         scores, predictions = evaluate.decoded(predictor, self.task, examples)
+        best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
-        return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
+        return values, best * (-1 if self.task.higher_is_better else 1)
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
@@ -336,7 +340,7 @@ class Run:
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
         loaded = zoo.load(best)
         predictor = dataclasses.replace(self.predictor, params=self.parallel.place(loaded.params))
-        scores, _ = evaluate.decoded(predictor, self.task, test)
+        scores = self.scores(predictor, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
             **{f"test/{name}": value for name, value in scores.items()},
@@ -354,6 +358,15 @@ class Run:
                 report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
         self.view.summary(result, image, self.workdir, self.typed())
         return result
+
+    def scores(self, predictor: PredictorBase, examples: Sequence[Example]) -> dict[str, float]:
+        """What the task counts: of outputs or, where that is perplexity, of the examples themselves."""
+        if self.task.best != "perplexity":
+            return evaluate.decoded(predictor, self.task, examples)[0]
+        _, shapes = self.training_batches()
+        batches = eval_batches(self.tokenized(examples), shapes, self.parallel.host)
+        eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
+        return evaluate.teacher_forced(eval_step, predictor.params, batches, self.put)
 
     def typed(self) -> str:
         """A source for the command that the summary suggests: a plain word, if there is one."""

@@ -138,7 +138,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def heatmap(prediction: Prediction, path: Path) -> bool:
     """Draw what each generated token looked at, the mean over heads and layers; False for a model without attention."""
-    if not prediction.attention or not prediction.target_pieces:
+    if not prediction.attention or not prediction.source_pieces or not prediction.target_pieces:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

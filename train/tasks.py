@@ -67,8 +67,15 @@ def translation(predictions: Sequence[str], references: References) -> dict[str,
     }
 
 
+def language(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Nothing: a language model is scored by the perplexity that teacher forcing gives."""
+    del predictions, references
+    return {}
+
+
 TASKS = {
     "pronunciation": Task(pronunciation, "per", higher_is_better=False, unit="words"),
     "translation": Task(translation, "bleu", higher_is_better=True, unit="sentences"),
     "text": Task(text, "error", higher_is_better=False, unit="texts"),
+    "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),
 }

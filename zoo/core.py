@@ -130,6 +130,7 @@ class ModelConfig:
       start_id: what a decoder reads first.
       end_id: what ends every target.
       pad_id: what stands after the end. These three are fields of a variant whose pretrained models have their own.
+      decoder_only: whether the source is a prompt, which the output goes on after.
     """
 
     source_vocab_size: int = 0
@@ -137,6 +138,7 @@ class ModelConfig:
     start_id: ClassVar[int] = BOS
     end_id: ClassVar[int] = EOS
     pad_id: ClassVar[int] = PAD
+    decoder_only: ClassVar[bool] = False
 
     def build(self) -> Seq2Seq:
         """The Linen module of this configuration."""
@@ -145,6 +147,10 @@ class ModelConfig:
     def first(self, source: PyTree) -> int | jax.Array:
         """What the decoder reads first: ``start_id``, or (B,) a token for each sentence (see decoder-only, above)."""
         return self.start_id
+
+    def most(self, source: PyTree) -> jax.Array | None:
+        """(B,) how many tokens may follow each source, where it takes up positions of the output's; None for any number."""
+        return None
 
     @property
     def wants_one_vocabulary(self) -> bool:

@@ -29,6 +29,7 @@ BOUNDS = {
     "min_len": (0, 2**20),
     "max_len": (1, 2**20),
     "max_len_ratio": (0.0, 1e4),
+    "max_total_len": (0, 2**20),
     "max_source_len": (1, 2**20),
     "first_id": (-1, 2**31 - 1),
 }
@@ -57,7 +58,8 @@ class Decoding:
       min_len: fewest tokens of an output, the end token included.
       max_len: most tokens of an output, the end token included.
       max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
-      max_source_len: longer sources are cut to this many tokens.
+      max_total_len: most tokens of an output and its source together, as some systems count; 0 for no such limit.
+      max_source_len: longer sources are cut to this many tokens, of a prompt the last ones.
       first_id: the one token id that an output begins with, such as a language; -1 for any.
       end_at_limit: whether the last token of an output that is as long as allowed must be the end token.
       suppress: token ids that no output may hold.
@@ -83,6 +85,7 @@ class Decoding:
     min_len: int = 0
     max_len: int = 64
     max_len_ratio: float = 0.0
+    max_total_len: int = 0
     max_source_len: int = 512
     first_id: int = -1
     end_at_limit: bool = False
@@ -153,6 +156,7 @@ class Decoding:
         return Rules(
             min_len=self.min_len,
             limit_ratio=self.max_len_ratio or None,
+            total=self.max_total_len or None,
             repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
             ngram=self.no_repeat_ngram or None,
             first_id=self.first_id,

@@ -17,6 +17,7 @@ from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
 from zoo.generate.facade import room
 from zoo.predictor_base import PredictorBase
 from zoo.pretrained_text import PretrainedTokenizer
+from zoo.text import Encoder, encoders
 
 
 class Prediction(NamedTuple):
@@ -45,7 +46,7 @@ class Predictor(PredictorBase):
     """The predictor of models that generate text from text."""
 
     def predict(self, texts: Sequence[str], **options: Any) -> list[str]:
-        """The model's output for each text, in order.
+        """The model's output for each text, in order: of a decoder-only model, what it goes on with after the text.
 
         Args:
           texts: any number of texts.
@@ -67,7 +68,7 @@ class Predictor(PredictorBase):
         if attention and decoding.risk != "none":
             raise UserError(f"attention is given for the output that the search ranks first, not by risk {decoding.risk!r}")
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(decoding.seed), jnp.arange(len(texts)))
-        sources = [self.cut(ids, decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
+        sources = self.sources(texts, decoding)
         results: list[Prediction | None] = [None] * len(texts)
         for rows, batch in self.batches(sources):
             found = generate(
@@ -117,17 +118,21 @@ class Predictor(PredictorBase):
     def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
         """How probable the model finds given outputs: the log-probability of each target, its end token included.
 
+        A decoder-only model's targets go on after their texts as they stand: where a word begins, with its space.
+
         Raises:
           UserError: not one target for each text.
         """
         if isinstance(texts, str) or isinstance(targets, str) or len(texts) != len(targets):
             raise UserError(f"score takes a list of texts and as many targets, not {texts!r} and {targets!r}")
-        sources = [self.cut(ids, self.decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
-        outputs = self.target_tokenizer.encode_batch(targets)
+        sources, outputs = self.sources(texts, self.decoding), self.encoders[1].encode_batch(targets)
         results = [0.0] * len(texts)
         for rows, batch in self.batches(sources):
             longest = room(max(len(outputs[row]) for row in rows), (self.model,))
             target = pad_tokens([outputs[row] for row in rows] + [[]] * (len(batch.ids) - len(rows)), longest)
+            most = self.model.config.most(batch)
+            if most is not None and (np.asarray(most) < target.mask.sum(axis=1)).any():
+                raise UserError("a text and its target have more tokens than the model's max_len positions: shorten them")
             sums_B, _ = score(self.model, self.params, self.place(batch), target)
             for row, value in zip(rows, jax.device_get(sums_B), strict=False):
                 results[row] = float(value)
@@ -148,7 +153,7 @@ class Predictor(PredictorBase):
         decoding = self.settings({"beams": 1, "n_best": 1, "risk": "none", **options})
         if decoding.beams != 1 or decoding.n_best != 1:
             raise UserError("stream gives one output as it is made: leave beams and n_best at 1")
-        ids = self.cut(self.source_tokenizer.encode_batch([text])[0], decoding.max_source_len)
+        ids = self.sources([text], decoding)[0]
         key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
         steps = stream(
             self.model,
@@ -173,6 +178,21 @@ class Predictor(PredictorBase):
             before = now
         if len(before) > len(said):
             yield before[len(said) :]
+
+    @property
+    def encoders(self) -> tuple[Encoder, Encoder]:
+        """What makes sources and targets of texts."""
+        return encoders(self.model.config, self.source_tokenizer, self.target_tokenizer)
+
+    def sources(self, texts: Sequence[str], decoding: Decoding) -> list[list[int]]:
+        """The ids of texts, cut to the longest that is read."""
+        return [self.cut(ids, decoding.max_source_len) for ids in self.encoders[0].encode_batch(texts)]
+
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """At most ``length`` ids, the end token kept; of a prompt the last, which the output goes on after."""
+        if len(ids) <= length:
+            return ids
+        return ids[-length:] if self.model.config.decoder_only else [*ids[: length - 1], ids[-1]]
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""

@@ -19,7 +19,7 @@ class Batching:
     tokens: int = 4096
     """Size of a batch over all devices: rows times the longer of source and target length, padding included."""
     max_source_len: int = 256
-    """Longer sources are left out of training and truncated in evaluation."""
+    """Longer sources are left out of training and truncated in evaluation; 0 if none has any token, as of plain text."""
     max_target_len: int = 256
     """Longer targets are left out of training and truncated in evaluation."""
     buckets: int = 4

@@ -53,7 +53,7 @@ class Tokenized:
             (tokenizer, np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)) for tokenizer in (source, target)
         ]
         self._ids: list[tuple[bytes, bytes] | None] = [None] * len(examples)
-        self._lengths_N2 = np.zeros((len(examples), 2), np.int32)  # 0: not known yet, since every sequence has its EOS
+        self._lengths_N2 = np.full((len(examples), 2), -1, np.int32)  # not known yet
         self._room = remember
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Tokenized:
 
     def lengths(self, indices_N: np.ndarray) -> np.ndarray:
         """(N, 2) int32 token counts of source and target."""
-        unknown = indices_N[self._lengths_N2[indices_N, 0] == 0]
+        unknown = indices_N[self._lengths_N2[indices_N, 0] < 0]
         for start in range(0, len(unknown), CHUNK):
             self._packed(unknown[start : start + CHUNK].tolist())
         return self._lengths_N2[indices_N]
@@ -266,8 +266,8 @@ class _Cutter(grain.experimental.FlatMapTransform):
         rows //= count  # of this host
         mine_n = row_n // rows == index
         indices_n, row_n = indices_n[mine_n], row_n[mine_n] - index * rows
-        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side.
-        example_ids = np.full((rows, min(lengths)), -1, np.int32)
+        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side; a prompt may have none.
+        example_ids = np.full((rows, max(min(lengths), 1)), -1, np.int32)
         example_ids[row_n, _place(row_n)] = indices_n
         tokens = self._data.padded(indices_n, row_n, (rows, *lengths), pack)
         return Batch(*tokens, example_ids if pack else example_ids[:, 0].copy())

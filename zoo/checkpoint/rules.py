@@ -40,13 +40,15 @@ class Rule(NamedTuple):
       ours: regex that matches a whole path, ``encoder_(\d+)/kernel``.
       theirs: their name, or names, with ``\1`` for the groups of the regex.
       layout: between the two.
-      part: (i, n) if ours is the i-th of n equal blocks along axis 0 of their tensor.
+      part: (i, n) if ours is the i-th of n equal blocks of their tensor.
+      axis: along which those blocks stand side by side.
     """
 
     ours: str
     theirs: str | tuple[str, ...]
     layout: Layout = SAME
     part: tuple[int, int] = (0, 1)
+    axis: int = 0
 
 
 class Copy(NamedTuple):
@@ -159,11 +161,11 @@ def makers(params: PyTree, rules: Iterable, like: Mapping[str, tuple[int, ...]] 
     for path, leaf in flatten_params(params).items():
         rule, names = find(path, rules)
         for i, name in enumerate(names):
-            blocks.setdefault(name, {})[rule.part[0]] = rule.layout, leaf, i
+            blocks.setdefault(name, {})[rule.part[0]] = rule, leaf, i
 
     def make(parts):
-        arrays = [parts[number][0].out(np.asarray(parts[number][1]))[parts[number][2]] for number in sorted(parts)]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        arrays = [rule.layout.out(np.asarray(leaf))[i] for _, (rule, leaf, i) in sorted(parts.items())]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=parts[0][0].axis)
 
     made = {name: functools.partial(make, parts) for name, parts in blocks.items()}
     if like is None:
@@ -205,7 +207,7 @@ def from_reference(
     flat = {}
     for path, leaf in sorted(wanted.items(), key=lambda item: -math.prod(item[1].shape)):
         rule, names = found[path]
-        array = rule.layout.back(*(block(tensors[where[name]], *rule.part) for name in names))
+        array = rule.layout.back(*(block(tensors[where[name]], *rule.part, rule.axis) for name in names))
         if array.shape != tuple(leaf.shape):
             theirs = " + ".join(names)
             raise UserError(f"{theirs} gives {path} the shape {array.shape}, but this model wants {tuple(leaf.shape)}")
@@ -256,10 +258,12 @@ def same_bytes(first: np.ndarray, second: np.ndarray, piece: int = 1 << 24) -> b
     return all(np.array_equal(first[i : i + piece], second[i : i + piece]) for i in range(0, first.size, piece))
 
 
-def block(tensor: np.ndarray, i: int, n: int) -> np.ndarray:
-    """The i-th of n equal blocks along axis 0."""
-    size = tensor.shape[0] // n
-    return tensor[i * size : (i + 1) * size]
+def block(tensor: np.ndarray, i: int, n: int, axis: int = 0) -> np.ndarray:
+    """The i-th of n equal blocks along an axis; all of it where there are none, which then has the wrong shape."""
+    if n == 1 or axis >= tensor.ndim or tensor.shape[axis] % n:
+        return tensor
+    size = tensor.shape[axis] // n
+    return tensor[(slice(None),) * axis + (slice(i * size, (i + 1) * size),)]
 
 
 def some(names: list[str], most: int = 5) -> str:

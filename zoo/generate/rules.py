@@ -33,6 +33,7 @@ class Rules(NamedTuple):
       limit: (B,) int, the most tokens of a row, at most the search's ``max_len``, which is the default. 0 gives an empty row.
       min_ratio: () float, the fewest tokens for each token of the source; needs ``relative_to``.
       limit_ratio: () float, the most tokens for each token of the source; needs ``relative_to``.
+      total: () int, the most tokens of a row and its source together; needs ``relative_to``.
       end_at_limit: () bool, whether the last token that fits must be the end token (fairseq; BART's ``forced_eos``).
       prefix: ``core.Tokens`` of shape (B, P), right-padded: the first tokens of each row.
       first_id: () int, the one token that may follow the prefix (mBART's and M2M-100's language), or -1.
@@ -44,6 +45,8 @@ class Rules(NamedTuple):
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
       anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
+      prompt: ``core.Tokens`` of shape (B, S) that rows go on after, which repetition and n-grams count too: a decoder-only
+        model's source, as ``generate`` fills it in.
     """
 
     start_id: jax.Array | int | None = None
@@ -53,6 +56,7 @@ class Rules(NamedTuple):
     limit: jax.Array | int | None = None
     min_ratio: jax.Array | float | None = None
     limit_ratio: jax.Array | float | None = None
+    total: jax.Array | int | None = None
     end_at_limit: jax.Array | bool = False
     prefix: core.Tokens | None = None
     first_id: jax.Array | int = NEVER
@@ -62,10 +66,15 @@ class Rules(NamedTuple):
     ngram: jax.Array | int | None = None
     stop: jax.Array | None = None
     anything: jax.Array | bool = False
+    prompt: core.Tokens | None = None
 
     def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
-        """The rules with the ids that are not given taken from a model's configuration, and its first tokens of a source."""
+        """The rules with the ids that are not given taken from a model's configuration, and what that says of a source."""
+        most = None if source is None else config.most(source)
+        if most is not None:
+            most = most if self.limit is None else jnp.minimum(most, self.limit)
         return self._replace(
+            limit=self.limit if most is None else most,
             start_id=config.first(source) if self.start_id is None else self.start_id,
             end_id=config.end_id if self.end_id is None else self.end_id,
             pad_id=config.pad_id if self.pad_id is None else self.pad_id,
@@ -77,7 +86,7 @@ class Rules(NamedTuple):
         return core.per_beam(start, rows) if start.ndim else jnp.full((rows,), start)
 
     def relative_to(self, source_len_B: jax.Array) -> Rules:
-        """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit given as well goes on holding."""
+        """The rules with what is relative to the source turned into lengths; a limit given as well goes on holding."""
         rules = self
         if self.min_ratio is not None:
             fewest_B = jnp.ceil(self.min_ratio * source_len_B * (1 - ROUNDING)).astype(jnp.int32)
@@ -86,6 +95,10 @@ class Rules(NamedTuple):
             most_B = jnp.floor(self.limit_ratio * source_len_B * (1 + ROUNDING)).astype(jnp.int32)
             most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
             rules = rules._replace(limit=most_B, limit_ratio=None)
+        if self.total is not None:
+            most_B = self.total - source_len_B
+            most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
+            rules = rules._replace(limit=most_B, total=None)
         return rules
 
     def limits(self, batch: int, max_len: int) -> jax.Array:
@@ -96,10 +109,15 @@ class Rules(NamedTuple):
         """
         if max_len < 1:
             raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
-        if self.min_ratio is not None or self.limit_ratio is not None:
-            raise core.UserError("min_ratio and limit_ratio need the lengths of the source: call rules.relative_to(lengths)")
+        if self.relative:
+            raise core.UserError("min_ratio, limit_ratio and total need the source's lengths: call rules.relative_to(lengths)")
         limit = max_len if self.limit is None else self.limit
         return jnp.broadcast_to(jnp.clip(jnp.asarray(limit, jnp.int32), 0, max_len), (batch,))
+
+    @property
+    def relative(self) -> bool:
+        """Whether a length is relative to the source's."""
+        return any(field is not None for field in (self.min_ratio, self.limit_ratio, self.total))
 
     def prefix_length(self, batch: int) -> jax.Array:
         """How many tokens of each row the prefix forces, (B,) int32."""
@@ -131,11 +149,16 @@ class Rules(NamedTuple):
         R = logits_RV.shape[0]
         read_RN = jnp.pad(ids_RT, ((0, 0), (1, 0)))  # what the decoder has read
         read_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] == 0, self.first(R)[:, None], read_RN)
+        last = step  # the place of the newest token
+        if self.prompt is not None:
+            before_BN = _all_but_last(self.prompt)
+            read_RN = jnp.concatenate([jnp.repeat(before_BN, R // before_BN.shape[0], axis=0), read_RN], axis=1)
+            last = step + before_BN.shape[1]
         if self.repetition is not None:
             shift_R1 = 0.0 if normaliser_R is None else normaliser_R[:, None]
-            logits_RV = _penalise_repetition(logits_RV, read_RN, step, self.repetition, shift_R1)
+            logits_RV = _penalise_repetition(logits_RV, read_RN, last, self.repetition, shift_R1)
         if self.ngram is not None:
-            logits_RV = _block_ngrams(logits_RV, read_RN, step, self.ngram)
+            logits_RV = _block_ngrams(logits_RV, read_RN, last, self.ngram)
         if self.bias is not None:
             logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
         if self.first_bias is not None:
@@ -217,6 +240,7 @@ class Rules(NamedTuple):
             limit=row(np.iinfo(np.int32).max if self.limit is None else self.limit, 0),
             min_ratio=number(self.min_ratio),
             limit_ratio=number(self.limit_ratio),
+            total=None if self.total is None else np.int32(self.total),
             end_at_limit=np.bool_(self.end_at_limit),
             prefix=prefix,
             first_id=np.int32(self.first_id),
@@ -284,12 +308,20 @@ def stop_sequences(sequences: Sequence[Sequence[int]]) -> np.ndarray | None:
     return np.array([[NEVER] * (longest - len(s)) + list(s) for s in sequences], np.int32)
 
 
+def _all_but_last(prompt: core.Tokens) -> jax.Array:
+    """The tokens of each row but its last, which is what a decoder reads first: on the right, with -1 before them."""
+    order_BN = jnp.argsort(prompt.mask, axis=1, stable=True)
+    ids_BN = jnp.take_along_axis(jnp.where(prompt.mask, prompt.ids, NEVER), order_BN, axis=1)
+    return ids_BN[:, :-1]
+
+
 def _penalise_repetition(logits_RV, read_RN, step, penalty, shift_R1):
     """Keskar et al. 2019, equation for I(c) as transformers applies it, on ``logits - shift``: to each token read so far."""
-    score_RN = jnp.take_along_axis(logits_RV, read_RN, axis=1) - shift_R1
+    score_RN = jnp.take_along_axis(logits_RV, jnp.maximum(read_RN, 0), axis=1) - shift_R1
     penalised_RN = jnp.where(score_RN > 0, score_RN / penalty, score_RN * penalty) + shift_R1
-    # A token that stands twice is written twice, with the same value; positions yet unread are sent outside.
-    where_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] <= step, read_RN, logits_RV.shape[1])
+    # A token that stands twice is written twice, with the same value; positions yet unread, or of no token, are sent outside.
+    known_RN = (jnp.arange(read_RN.shape[1])[None] <= step) & (read_RN != NEVER)
+    where_RN = jnp.where(known_RN, read_RN, logits_RV.shape[1])
     return _put(logits_RV, where_RN, penalised_RN)
 
 
@@ -305,7 +337,7 @@ def _block_ngrams(logits_RV, read_RN, step, size):
 
     repeats_RN = jnp.broadcast_to((position_N <= step)[None], read_RN.shape)
     repeats_RN = lax.fori_loop(1, jnp.minimum(size, step + 2), lambda j, same_RN: same_RN & back(j), repeats_RN)
-    repeats_RN &= size <= step + 1  # the sequence is as long as the n-gram's beginning
+    repeats_RN &= (size <= step + 1) & (read_RN != NEVER)  # the sequence is as long as the n-gram's beginning
     return _put(logits_RV, jnp.where(repeats_RN, read_RN, logits_RV.shape[1]), jnp.full(read_RN.shape, -jnp.inf))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -65,6 +66,51 @@ def dot_product_attention(
         return x.reshape(B, H, W, T, last).swapaxes(1, 2).reshape(R, H, T, last)
 
     return unfold(mixed, K), unfold(weights_BHQS, S)
+
+
+def joint_attention(
+    q_RHTK: jax.Array, blocks: Sequence[KeyValue], masks: Sequence[jax.Array]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """``dot_product_attention`` over several blocks of keys, one softmax over all of them, without joining them in memory.
+
+    Args:
+      q_RHTK: queries.
+      blocks: keys and values; each block may have as many rows as the queries, or one for the beams of a sentence.
+      masks: of each block, where one may look, as in ``dot_product_attention``.
+
+    Returns:
+      The mixed values (R, H, T, K) and each block's share of the weights, (R, H, T, S).
+    """
+    R, H, T, K = q_RHTK.shape
+
+    def fold(x_RHTN, lead):  # the beams of a sentence side by side
+        B = math.prod(lead) // H
+        return x_RHTN.reshape(B, R // B, H, T, x_RHTN.shape[-1]).swapaxes(1, 2).reshape(*lead, R // B * T, x_RHTN.shape[-1])
+
+    def unfold(x, lead):
+        B = math.prod(lead) // H
+        return x.reshape(B, H, R // B, T, x.shape[-1]).swapaxes(1, 2).reshape(R, H, T, x.shape[-1])
+
+    def to_rows(mask, lead):
+        B, (rows, heads, queries, S) = math.prod(lead) // H, mask.shape
+        if queries != 1:
+            mask = jnp.broadcast_to(mask, (B, heads, R // B * T, S)).reshape(B, heads, R // B, T, S)
+            return mask.swapaxes(1, 2).reshape(R, heads, T, S)
+        return mask if rows == 1 else jnp.repeat(mask, R // rows, axis=0)
+
+    leads, scores, seen = [keys.key.shape[:-2] for keys in blocks], [], []
+    for keys, mask, lead in zip(blocks, masks, leads, strict=True):
+        q = fold(q_RHTK, lead)
+        scores.append(unfold(jnp.einsum("...qk,...ks->...qs", q, keys.key, preferred_element_type=jnp.float32), lead))
+        seen.append(jnp.broadcast_to(to_rows(mask, lead), (R, 1, T, mask.shape[-1])))
+    weights_RHTN = masked_softmax(jnp.concatenate(scores, axis=-1) * K**-0.5, jnp.concatenate(seen, axis=-1))
+    ends = [sum(x.shape[-1] for x in scores[:i]) for i in range(1, len(scores))]
+    weights = jnp.split(weights_RHTN, ends, axis=-1)
+    mixed = [
+        unfold(jnp.einsum("...qs,...sk->...qk", fold(x.astype(keys.value.dtype), lead), keys.value), lead)
+        for x, keys, lead in zip(weights, blocks, leads, strict=True)
+    ]
+    return sum(mixed), weights
 
 
 def choose(
@@ -284,15 +330,19 @@ class MultiHeadAttention(nn.Module):
     Attributes:
       D: model width; H: heads, each of width D / H.
       kernel: as in ``choose``.
+      kernel_init, out_init: initializers of the kernels of query, key and value, and of that of the output.
     """
 
     D: int
     H: int
     kernel: str = "auto"
+    kernel_init: Callable = xavier_uniform()
+    out_init: Callable = xavier_uniform()
 
     def setup(self):
-        dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform())  # noqa: E731
-        self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
+        dense = lambda init: nn.Dense(self.D, kernel_init=init)  # noqa: E731
+        self.query, self.key, self.value = (dense(self.kernel_init) for _ in range(3))
+        self.out = dense(self.out_init)
 
     def split(self, x_BND: jax.Array) -> jax.Array:
         """(B, N, D) to (B, N, H, K)."""
@@ -317,7 +367,13 @@ class MultiHeadAttention(nn.Module):
         return self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape)), weights_RHTS
 
     def read_past(
-        self, x_RTD: jax.Array, past: Visible, cache: KeyValue | None = None, index: jax.Array | int = 0, weights: bool = False
+        self,
+        x_RTD: jax.Array,
+        past: Visible,
+        cache: KeyValue | None = None,
+        index: jax.Array | int = 0,
+        weights: bool = False,
+        prompt: tuple[KeyValue, Visible] | None = None,
     ) -> tuple[jax.Array, KeyValue | None, jax.Array | None]:
         """Causal self-attention: each token looks at itself and those before it.
 
@@ -326,14 +382,33 @@ class MultiHeadAttention(nn.Module):
           past: without a cache, where one may look besides; with one, all of it (``DecoderCache.read``).
           cache, index: the layer's share of a ``DecoderCache``, and how many positions are filled.
           weights: whether they are wanted.
+          prompt: keys and values that come before the tokens, and which of them one may look at (``project``).
 
         Returns:
-          The output (R, T, D), the cache with T more positions (or None), and, if wanted, the weights (R, H, T, N).
+          The output (R, T, D), the cache with T more positions (or None), and, if wanted, the weights (R, H, T, N), those of
+          the prompt first.
         """
         keys = self.project(x_RTD)
+        if prompt is not None:
+            return self.read_prompt_and_past(x_RTD, keys, past, cache, index, weights, *prompt)
         if cache is None:
             x_RTD, weights_RHTT = self(x_RTD, keys, past, causal=True, weights=weights)
             return x_RTD, None, weights_RHTT
         cache, T = write(cache, keys, index), x_RTD.shape[1]
         x_RTD, weights_RHTS = self(x_RTD, cache, past, weights=weights, cached=True)
         return x_RTD, cache, by_position(weights_RHTS, past.mask.shape[2] // T) if weights else None
+
+    def read_prompt_and_past(
+        self, x_RTD, keys: KeyValue, past: Visible, cache, index, weights: bool, prompt: KeyValue, seen: Visible
+    ):
+        """``read_past`` with a prompt: by XLA, for which two blocks of keys need not be joined."""
+        T, beams = x_RTD.shape[1], 1
+        if cache is None:
+            mask = causal_mask(T, T) if past.mask is None else past.mask & causal_mask(T, T)
+        else:
+            keys = cache = write(cache, keys, index)
+            mask, beams = past.mask, past.mask.shape[2] // T
+        q_RHTK = self.split(self.query(x_RTD)).swapaxes(1, 2)
+        mixed_RHTK, (before, own) = joint_attention(q_RHTK, (prompt, keys), (seen.mask, mask))
+        x_RTD = self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape))
+        return x_RTD, cache, jnp.concatenate([before, by_position(own, beams)], axis=-1) if weights else None

@@ -1,6 +1,7 @@
 """Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
 
     fast             tokenizer.json, by the ``tokenizers`` library
+    byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART and Blenderbot had before there was a tokenizer.json
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
     m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from zoo.core import UserError
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
+from zoo.pretrained_text.byte_level import ByteLevelTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
 from zoo.text import Tokenizer
@@ -26,7 +28,7 @@ FILES = (
     *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
 )
-KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer, M2M100Tokenizer)}
+KINDS = {cls.kind: cls for cls in (FastTokenizer, ByteLevelTokenizer, MarianTokenizer, M2M100Tokenizer)}
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
@@ -48,9 +50,11 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
         return "marian"
     if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
         return "m2m_100"
+    if {"vocab.json", "merges.txt"} <= set(files):
+        return "byte_level"
     raise UserError(
-        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
-        f"there is {', '.join(files) or 'none of its files'}"
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.json with merges.txt or with "
+        f"source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
     )
 
 

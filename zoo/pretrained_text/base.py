@@ -84,6 +84,14 @@ class PretrainedTokenizer:
         """``[encode(text) for text in texts]``."""
         return [self.encode(text) for text in texts]
 
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """Texts to be gone on after: as a decoder-only model's own files have them, which add no end token."""
+        return self.encode_batch(texts)
+
+    def encode_continuations(self, texts: Iterable[str]) -> list[list[int]]:
+        """What goes on after a prompt, up to the end token, which the files leave to whoever trains the model."""
+        return [ids if ids[-1:] == [self.end_id] else [*ids, self.end_id] for ids in self.encode_batch(texts)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids up to the first end token. Raises UserError for an id outside the model's vocabulary."""
         ids = in_range(ids, self.vocab_size)

@@ -44,7 +44,9 @@ class FastTokenizer(PretrainedTokenizer):
 
     def text(self, ids: list[int]) -> str:
         text = self.backend.decode(ids, skip_special_tokens=True)
-        return clean_up(text) if self.settings.get("clean_up_tokenization_spaces") is True else text
+        # transformers does not either where the spaces are part of the tokens, whatever the settings say.
+        wanted = self.settings.get("clean_up_tokenization_spaces") is True and type(self.backend.model).__name__ != "BPE"
+        return clean_up(text) if wanted else text
 
 
 def clean_up(text: str) -> str:
