@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args, get_type_hints
 
-from train.data import Batching, Files, Tfds
+from train.data import Batching, Files, Tfds, Windows
 from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.step import Compute
@@ -101,7 +101,9 @@ class Experiment:
 
     Attributes:
       model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
-      data: where text pairs come from.
+      data: where text pairs, or windows of plain text, come from.
+      init_embeddings: word vectors that the embeddings of known tokens start from, scaled to the size of the random ones: a
+        model of such vectors, or a file of the word2vec tool.
       tokenizers: how text becomes tokens.
       batching: how examples become batches.
       optimizer: how parameters are updated.
@@ -111,12 +113,14 @@ class Experiment:
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
-        (character error rate) or "language" (perplexity: outputs are drawn as samples alone).
+        (character error rate) or "language" (perplexity: outputs are drawn as samples alone) or
+        "vectors" (the loss of telling words from noise).
       seed: of the initial parameters, the order of the examples and dropout.
     """
 
     model: ModelConfig
-    data: Tfds | Files
+    data: Tfds | Files | Windows
+    init_embeddings: str = ""
     tokenizers: Tokenizers = Tokenizers()
     batching: Batching = Batching()
     optimizer: Optimizer = Optimizer()
@@ -125,7 +129,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text", "language"] = "text"
+    task: Literal["pronunciation", "translation", "text", "language", "vectors"] = "text"
     seed: int = 0
 
 
@@ -205,11 +209,28 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.model.wants_one_vocabulary and not tokenizers.shared:
         raise UserError(
-            'model.share_embeddings is "all", which wants one vocabulary for both sides: set tokenizers.shared, or '
-            'share_embeddings to "target"'
+            "the model wants one vocabulary for both sides: set tokenizers.shared, or, if there is such a field, "
+            'model.share_embeddings to "target"'
         )
+    check_vectors(experiment)
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+
+
+def check_vectors(experiment: Experiment) -> None:
+    """Raises UserError unless the data, the model and the task are all of word vectors, or none is."""
+    parts = {
+        "data": isinstance(experiment.data, Windows),
+        "model": bool(experiment.model.build().VECTORS),
+        "task": experiment.task == "vectors",
+    }
+    if len(set(parts.values())) > 1:
+        of, other = (" and ".join(name for name in parts if parts[name] is wanted) for wanted in (True, False))
+        raise UserError(
+            f"{of} of the experiment is for word vectors, but {other} is not: all three or none, see configs/word2vec_text.py"
+        )
+    if parts["data"] and (experiment.batching.pack or experiment.training.label_smoothing):
+        raise UserError("word vectors are learned without batching.pack and training.label_smoothing: leave them out")
 
 
 def check_types(data: Any, prefix: str = "") -> None:

@@ -14,16 +14,18 @@ class Task(NamedTuple):
     """One row of ``TASKS``.
 
     Attributes:
-      score: (predictions, references) -> name -> value.
+      score: (predictions, references) -> name -> value; None where nothing is generated.
       best: the metric that a run's best checkpoint is chosen by.
       higher_is_better: which way.
       unit: what a source is called in a summary.
+      command: of ``python -m zoo``, which shows what was learned.
     """
 
-    score: Callable[[Sequence[str], References], dict[str, float]]
+    score: Callable[[Sequence[str], References], dict[str, float]] | None
     best: str
     higher_is_better: bool
     unit: str
+    command: str = "predict"
 
 
 def edit_rates(predictions: Sequence[str], references: References, split: Callable[[str], Sequence[str]]) -> dict[str, Metric]:
@@ -78,4 +80,5 @@ TASKS = {
     "translation": Task(translation, "bleu", higher_is_better=True, unit="sentences"),
     "text": Task(text, "error", higher_is_better=False, unit="texts"),
     "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),
+    "vectors": Task(None, "loss", higher_is_better=False, unit="lines", command="similar"),
 }

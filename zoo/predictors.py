@@ -5,8 +5,9 @@ from __future__ import annotations
 from zoo.core import Seq2Seq
 from zoo.predictor import Predictor
 from zoo.predictor_base import PredictorBase
+from zoo.vectors import VectorPredictor
 
 
 def predictor_for(model: Seq2Seq) -> type[PredictorBase]:
     """The class whose ``predict`` fits the model: all are built from the same fields."""
-    return Predictor
+    return VectorPredictor if model.VECTORS else Predictor

@@ -82,8 +82,8 @@ class Word2Vec(EncoderOnly):
         self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=nn.initializers.zeros)
 
     def __call__(self, source: Tokens, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
-        """The logits (B, 1, V) of every word, the same for each place of the target; or (B, T, 1 + K) of the target's words, each
-        before its noise, if it has some."""
+        """The logits of every word (B, 1, V), alike for all of the target; or of its own words, each before its noise, where it
+        has some (B, T, 1 + K)."""
         hidden_B1D = self.pool(self.encode(source, train=train))
         if target is None or target.noise is None:
             return Outputs(self.logits(hidden_B1D), {}, hidden_B1D)

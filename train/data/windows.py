@@ -137,9 +137,7 @@ class _Cutter(grain.experimental.FlatMapTransform):
         order_M = rng.permutation(np.flatnonzero(mask_NC.any(axis=1)))
         rows = self._of.shape[0]
         parts = [order_M[start : start + rows] for start in range(0, len(order_M), rows)]
-        return [
-            _Plan(ids_N[n], around_NC[n], mask_NC[n], line_N[n], (*seed, number)) for number, n in enumerate(parts)
-        ]
+        return [_Plan(ids_N[n], around_NC[n], mask_NC[n], line_N[n], (*seed, number)) for number, n in enumerate(parts)]
 
     def build(self, plan: _Plan) -> Batch:
         (index, count), how = self._host, self._of.how
