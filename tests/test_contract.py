@@ -25,7 +25,7 @@ from train.optim import Optimizer
 from train.parallel import Parallel
 from train.step import init_state, make_train_step
 from zoo.checkpoint.rules import from_reference, to_reference
-from zoo.core import EOS, PAD, AppendOnly, Tokens, pad_tokens, random_tokens, shift_right
+from zoo.core import EOS, PAD, AppendOnly, EncoderOnly, Tokens, pad_tokens, random_tokens, shift_right
 from zoo.generate import Beam, Greedy, Rules, Sample, generate, penalty, score
 from zoo.variants import abstract_params, variants
 
@@ -82,6 +82,17 @@ def subject(request):
     return subject_of(request.param)
 
 
+def decodes(path: Path) -> bool:
+    return not isinstance(runpy.run_path(str(path))["experiment"].model.build(), EncoderOnly)
+
+
+# Of a test that generates, or wants a logit for each token of the target: models that do so.
+generates = pytest.mark.parametrize(
+    "subject", [param(path) for path in CONFIGS if decodes(path)], indirect=True, scope="module"
+)
+
+
+@generates
 def test_shapes_and_finiteness(subject):
     s = subject
     outputs = s.apply(s.source, s.target, attention=True)
@@ -98,6 +109,7 @@ def test_shapes_and_finiteness(subject):
     assert not s.apply(s.source, s.target).attention, "attention came unasked"
 
 
+@generates
 def test_logits_are_made_of_the_hidden_state(subject):
     """All of them, or a chunk of positions at a time; whoever reads the hidden state alone computes no (B, T, V)."""
     s = subject
@@ -117,6 +129,7 @@ def test_parameters_do_not_depend_on_the_example(subject):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(subject.model.config), subject.params)
 
 
+@generates
 def test_causal(subject):
     """The prediction of token t has a gradient for tokens before t only, and for each of these."""
     s = subject
@@ -186,6 +199,7 @@ def test_empty_source_is_finite(subject, length):
         chex.assert_trees_all_close(logits[keep], s.apply(s.source, s.target).logits[keep], atol=5e-6)
 
 
+@generates
 @pytest.mark.parametrize("chunks", [(1,) * TARGET, (1, 3, 2)])
 def test_step_by_step_equals_all_at_once(subject, chunks):
     s = subject
@@ -200,6 +214,7 @@ def test_step_by_step_equals_all_at_once(subject, chunks):
     chex.assert_trees_all_close(jnp.concatenate(parts, axis=1), everything, atol=5e-6)
 
 
+@generates
 def test_beams_share_the_memory(subject):
     """W rows a sentence with one row of memory give what each row gives alone; a cache's leaves have R rows or none.
 
@@ -230,6 +245,7 @@ SEARCHES = {
 }
 
 
+@generates
 @pytest.mark.parametrize("name", SEARCHES)
 def test_generation_ends_pads_and_agrees_with_rescoring(subject, name):
     s, max_len = subject, 6
@@ -264,6 +280,7 @@ class Redecoded(dict):
         return log_probs_V
 
 
+@generates
 def test_beams_are_those_of_a_search_that_reads_every_hypothesis_anew(subject):
     """However a model keeps and reorders its cache: five steps, beams that change places, three hypotheses of each sentence."""
     s, max_len, beams = subject, 5, 4
@@ -304,6 +321,8 @@ def uneven_batch(model, rows: int) -> Batch:
     source, _ = model.config.example(rows, SOURCE, TARGET, seed=3)
     lengths = np.linspace(1, TARGET, rows - 2).astype(int)
     target = pad_tokens([[*rng.integers(4, VOCAB, n - 1), EOS] for n in lengths] + [[], []], TARGET)
+    if model.VECTORS:
+        target = target._replace(noise=rng.integers(4, VOCAB, (rows, TARGET, 3)).astype(np.int32))
     return Batch(source, target, np.arange(rows, dtype=np.int32))
 
 
@@ -343,9 +362,10 @@ def test_many_devices_equal_one(subject, kind):
 
 @functools.cache
 def without_dropout(model):
-    return dataclasses.replace(model.config, dropout=0.0).build()
+    return dataclasses.replace(model.config, dropout=0.0).build() if hasattr(model.config, "dropout") else model
 
 
+@generates
 def test_learns_to_copy(subject):
     """The loss of copying short random sequences falls to a small part of its start."""
     model, rng = without_dropout(subject.model), np.random.default_rng(0)
@@ -374,6 +394,7 @@ def copy_loss(model, params, source: Tokens):
     return jnp.where(source.mask, nll, 0).sum() / source.mask.sum()
 
 
+@generates
 def test_dropout_is_explicit(subject):
     """Training differs from evaluation and from key to key, and not for the same key; evaluation needs no key."""
     model = dataclasses.replace(subject.model.config, dropout=0.5).build()
