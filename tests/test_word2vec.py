@@ -260,6 +260,7 @@ def test_evaluation_is_the_same_each_time_and_special_tokens_are_no_words(text):
     assert counts.tolist() == [0, 0, 0, 0, *(sum(line.split().count(w) for line in LINES * 5) for w in "abcd")]
     for b in of.eval_batches(of.data):
         assert b.target.noise.min() >= len(SPECIAL_TOKENS)
+    np.testing.assert_allclose(np.diff(of.noise_V, prepend=0), counts**0.75)
 
 
 # A run.
