@@ -1,6 +1,7 @@
 """What transformers and CTranslate2 make of a model directory: ``python peers.py DIRECTORY`` reads JSON texts, prints JSON.
 
-Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}.
+Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}. With several
+directories, of encoders: for each the numbers that transformers computes, (texts, tokens or 1, ...).
 """
 
 from __future__ import annotations
@@ -31,6 +32,21 @@ def main(directory: str, texts: list[str]) -> dict:
     return found
 
 
+def encoded(directory: str, texts: list[str]) -> list:
+    """An encoder's logits, or its hidden states where there is no head; every parameter must come from the file."""
+    import torch
+    import transformers
+
+    kind = json.load(open(f"{directory}/config.json"))["architectures"][0]  # noqa: SIM115, PTH123
+    model, report = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        said = [model(**tokenizer(text, return_tensors="pt")) for text in texts]
+    return [(out.logits if "logits" in out else out.last_hidden_state)[0].tolist() for out in said]
+
+
 def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[str]:
     import ctranslate2
 
@@ -53,4 +69,6 @@ def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[s
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))
+    directory, *others = sys.argv[1:]
+    texts = json.load(sys.stdin)
+    print(json.dumps([encoded(each, texts) for each in (directory, *others)] if others else main(directory, texts)))

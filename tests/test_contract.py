@@ -82,21 +82,37 @@ def subject(request):
     return subject_of(request.param)
 
 
-def decodes(path: Path) -> bool:
-    return not isinstance(runpy.run_path(str(path))["experiment"].model.build(), EncoderOnly)
+def generates(path: Path) -> bool:
+    return not isinstance(tiny(runpy.run_path(str(path))["experiment"].model).build(), EncoderOnly)
 
 
-# Of a test that generates, or wants a logit for each token of the target: models that do so.
-generates = pytest.mark.parametrize(
-    "subject", [param(path) for path in CONFIGS if decodes(path)], indirect=True, scope="module"
-)
+@pytest.fixture(params=[param(path) for path in CONFIGS if generates(path)], scope="module")
+def decoder(request):
+    """A subject that has something to decode."""
+    return subject_of(request.param)
 
 
-@generates
+def is_ordered(path: Path) -> bool:
+    return not tiny(runpy.run_path(str(path))["experiment"].model).build().VECTORS
+
+
+@pytest.fixture(params=[param(path) for path in CONFIGS if is_ordered(path)], scope="module")
+def sequential(request):
+    """A subject that knows the order of what it reads: not a model of word vectors, which has no dropout either."""
+    return subject_of(request.param)
+
+
+def logits_of(s: Subject, source: Tokens):
+    """Of every target token; of an encoder's, those of its real tokens, one row after the other."""
+    logits = s.apply(source, s.target).logits
+    whole = logits.shape[1] == 1
+    return np.asarray(logits)[source.mask] if isinstance(s.model, EncoderOnly) and not whole else logits
+
+
 def test_shapes_and_finiteness(subject):
     s = subject
     outputs = s.apply(s.source, s.target, attention=True)
-    chex.assert_shape(outputs.logits, (BATCH, TARGET, VOCAB))
+    chex.assert_shape(outputs.logits, (*s.target.ids.shape, VOCAB))
     chex.assert_tree_all_finite(outputs)
     chex.assert_type(outputs.logits, jnp.float32)
     for name, weights in outputs.attention.items():
@@ -109,7 +125,6 @@ def test_shapes_and_finiteness(subject):
     assert not s.apply(s.source, s.target).attention, "attention came unasked"
 
 
-@generates
 def test_logits_are_made_of_the_hidden_state(subject):
     """All of them, or a chunk of positions at a time; whoever reads the hidden state alone computes no (B, T, V)."""
     s = subject
@@ -121,18 +136,18 @@ def test_logits_are_made_of_the_hidden_state(subject):
     model, params = config.build(), abstract_params(config)
     both = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target)).lower(params).as_text()
     hidden = jax.jit(lambda params: model.apply({"params": params}, s.source, s.target).hidden).lower(params).as_text()
-    assert f"tensor<{BATCH}x{TARGET}x43xf32>" in both
-    assert f"tensor<{BATCH}x{TARGET}x43xf32>" not in hidden
+    tensor = f"tensor<{BATCH}x{s.target.ids.shape[1]}x43xf32>"
+    assert tensor in both
+    assert tensor not in hidden
 
 
 def test_parameters_do_not_depend_on_the_example(subject):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(subject.model.config), subject.params)
 
 
-@generates
-def test_causal(subject):
+def test_causal(decoder):
     """The prediction of token t has a gradient for tokens before t only, and for each of these."""
-    s = subject
+    s = decoder
     memory = s.apply(s.source, method="encode")
     table_path = "target_embedding" if "target_embedding" in s.params else "embedding"
     table = s.params[table_path]["embedding"]
@@ -163,12 +178,12 @@ def test_source_reaches_every_output(subject):
 def test_source_padding_is_invisible(subject):
     """What stands in the padding changes no bit; how much there is, and on which side, nothing beyond rounding."""
     s = subject
-    right = s.apply(s.source, s.target).logits
+    right = logits_of(s, s.source)
     garbage = Tokens(np.where(s.source.mask, s.source.ids, 9), s.source.mask)
-    np.testing.assert_array_equal(right, s.apply(garbage, s.target).logits)
+    np.testing.assert_array_equal(right, logits_of(s, garbage))
     for side in ((0, 3), (3, 0)):
         padded = Tokens(np.pad(s.source.ids, ((0, 0), side)), np.pad(s.source.mask, ((0, 0), side)))
-        chex.assert_trees_all_close(s.apply(padded, s.target).logits, right, atol=5e-6)
+        chex.assert_trees_all_close(logits_of(s, padded), right, atol=5e-6)
 
 
 def test_each_sentence_alone(subject):
@@ -183,11 +198,15 @@ def test_each_sentence_alone(subject):
 
 @pytest.mark.parametrize("length", [0, SOURCE])
 def test_empty_source_is_finite(subject, length):
-    """A row of nothing but padding, or no column at all, gives finite outputs and gradients and leaves other rows alone."""
+    """A row of nothing but padding, or no column at all, gives finite outputs and gradients and leaves other rows alone.
+
+    What an encoder reads has one at least: the end token.
+    """
     s = subject
-    mask = np.array(s.source.mask[:, :length])
+    columns = max(length, isinstance(s.model, EncoderOnly))
+    mask = np.array(s.source.mask[:, :columns])
     mask[1:2] = False
-    source = Tokens(s.source.ids[:, :length], mask)
+    source = Tokens(s.source.ids[:, :columns], mask)
 
     def loss(params):
         return s.model.apply({"params": params}, source, s.target).logits.var()
@@ -199,10 +218,9 @@ def test_empty_source_is_finite(subject, length):
         chex.assert_trees_all_close(logits[keep], s.apply(s.source, s.target).logits[keep], atol=5e-6)
 
 
-@generates
 @pytest.mark.parametrize("chunks", [(1,) * TARGET, (1, 3, 2)])
-def test_step_by_step_equals_all_at_once(subject, chunks):
-    s = subject
+def test_step_by_step_equals_all_at_once(decoder, chunks):
+    s = decoder
     everything = s.apply(s.source, s.target).logits
     memory = s.apply(s.source, method="encode")
     cache = s.apply(memory, method="init_cache", max_len=TARGET + 2)
@@ -214,13 +232,12 @@ def test_step_by_step_equals_all_at_once(subject, chunks):
     chex.assert_trees_all_close(jnp.concatenate(parts, axis=1), everything, atol=5e-6)
 
 
-@generates
-def test_beams_share_the_memory(subject):
+def test_beams_share_the_memory(decoder):
     """W rows a sentence with one row of memory give what each row gives alone; a cache's leaves have R rows or none.
 
     The buffers of ``AppendOnly`` belong to sentences, alone or folded together with other axes.
     """
-    s, W = subject, 3
+    s, W = decoder, 3
     memory = s.apply(s.source, method="encode")
     cache = s.apply(memory, method="init_cache", max_len=4, beams=W)
     leaves = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, AppendOnly))
@@ -245,10 +262,9 @@ SEARCHES = {
 }
 
 
-@generates
 @pytest.mark.parametrize("name", SEARCHES)
-def test_generation_ends_pads_and_agrees_with_rescoring(subject, name):
-    s, max_len = subject, 6
+def test_generation_ends_pads_and_agrees_with_rescoring(decoder, name):
+    s, max_len = decoder, 6
     found = generate(s.model, s.params, s.source, max_len=max_len, search=SEARCHES[name])
     found = [x.reshape(BATCH, -1, *x.shape[found.score.ndim :]) for x in found[:4]]
     for n in range(found[0].shape[1]):
@@ -280,10 +296,9 @@ class Redecoded(dict):
         return log_probs_V
 
 
-@generates
-def test_beams_are_those_of_a_search_that_reads_every_hypothesis_anew(subject):
+def test_beams_are_those_of_a_search_that_reads_every_hypothesis_anew(decoder):
     """However a model keeps and reorders its cache: five steps, beams that change places, three hypotheses of each sentence."""
-    s, max_len, beams = subject, 5, 4
+    s, max_len, beams = decoder, 5, 4
     params = jax.tree.map(lambda x: 1.5 * x, s.params)  # sharper distributions: hypotheses that differ by more than rounding
     s = s._replace(params=params)
     rules = Rules(min_len=np.array([0, 3, 5, 4]), limit=np.array([5, 5, 5, 4]))
@@ -318,11 +333,13 @@ def test_orbax_round_trip(subject, tmp_path):
 def uneven_batch(model, rows: int) -> Batch:
     """Rows of very different lengths, the last two empty: a mean of per-device means would be far off."""
     rng = np.random.default_rng(3)
-    source, _ = model.config.example(rows, SOURCE, TARGET, seed=3)
+    source, target = model.config.example(rows, SOURCE, TARGET, seed=3)
+    if isinstance(model, EncoderOnly):  # whose targets are as long as its sources, or one label
+        mask = target.mask & (np.arange(rows) < rows - 2)[:, None]
+        noise = rng.integers(4, VOCAB, (*mask.shape, 3)).astype(np.int32) if model.VECTORS else None
+        return Batch(source, Tokens(target.ids, mask, noise=noise), np.arange(rows, dtype=np.int32))
     lengths = np.linspace(1, TARGET, rows - 2).astype(int)
     target = pad_tokens([[*rng.integers(4, VOCAB, n - 1), EOS] for n in lengths] + [[], []], TARGET)
-    if model.VECTORS:
-        target = target._replace(noise=rng.integers(4, VOCAB, (rows, TARGET, 3)).astype(np.int32))
     return Batch(source, target, np.arange(rows, dtype=np.int32))
 
 
@@ -365,10 +382,9 @@ def without_dropout(model):
     return dataclasses.replace(model.config, dropout=0.0).build() if hasattr(model.config, "dropout") else model
 
 
-@generates
-def test_learns_to_copy(subject):
+def test_learns_to_copy(sequential):
     """The loss of copying short random sequences falls to a small part of its start."""
-    model, rng = without_dropout(subject.model), np.random.default_rng(0)
+    model, rng = without_dropout(sequential.model), np.random.default_rng(0)
     tx = optax.adam(1e-2)
 
     @jax.jit
@@ -384,26 +400,29 @@ def test_learns_to_copy(subject):
 
     # Eight symbols, up to three of them: 300 steps suffice even for one vector of 32 numbers.
     batches = [random_tokens(rng, 32, 4, 12) for _ in range(300)]
-    losses = np.asarray(train(subject.params, jax.tree.map(lambda *x: np.stack(x), *batches)))
+    losses = np.asarray(train(sequential.params, jax.tree.map(lambda *x: np.stack(x), *batches)))
     assert losses[-20:].mean() < 0.25 * losses[:5].mean(), (losses[:5], losses[-20:])
 
 
 def copy_loss(model, params, source: Tokens):
+    """For a classifier of the whole source, a copy of its first token."""
     logits = model.apply({"params": params}, source, source).logits
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, source.ids)
-    return jnp.where(source.mask, nll, 0).sum() / source.mask.sum()
+    ids, mask = (x[:, : logits.shape[1]] for x in (source.ids, source.mask))
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+    return jnp.where(mask, nll, 0).sum() / mask.sum()
 
 
-@generates
-def test_dropout_is_explicit(subject):
+def test_dropout_is_explicit(sequential):
     """Training differs from evaluation and from key to key, and not for the same key; evaluation needs no key."""
-    model = dataclasses.replace(subject.model.config, dropout=0.5).build()
+    model = dataclasses.replace(sequential.model.config, dropout=0.5).build()
 
     @jax.jit
     def logits(key):
-        return model.apply({"params": subject.params}, subject.source, subject.target, train=True, rngs={"dropout": key}).logits
+        return model.apply(
+            {"params": sequential.params}, sequential.source, sequential.target, train=True, rngs={"dropout": key}
+        ).logits
 
     first, again, other = logits(jax.random.key(1)), logits(jax.random.key(1)), logits(jax.random.key(2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
-    assert np.abs(first - subject.apply(subject.source, subject.target).logits).max() > 1e-3
+    assert np.abs(first - sequential.apply(sequential.source, sequential.target).logits).max() > 1e-3

@@ -14,7 +14,7 @@ from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.step import Compute
 from train.tasks import TASKS
-from zoo.core import ModelConfig, UserError
+from zoo.core import EncoderOnly, ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
 from zoo.variants import check_sizes, config_to_json, fits
@@ -113,9 +113,11 @@ class Experiment:
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
-        (character error rate) or "language" (perplexity: outputs are drawn as samples alone) or
-        "vectors" (the loss of telling words from noise).
-      seed: of the initial parameters, the order of the examples and dropout.
+        (character error rate), "language" (perplexity: outputs are drawn as samples alone) or "vectors" (the loss of telling
+        words from noise).
+      corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
+        "mask" for masked language models.
+      seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
     model: ModelConfig
@@ -130,6 +132,7 @@ class Experiment:
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
     task: Literal["pronunciation", "translation", "text", "language", "vectors"] = "text"
+    corruption: Literal["none", "mask"] = "none"
     seed: int = 0
 
 
@@ -215,6 +218,10 @@ def check(experiment: Experiment) -> None:
     check_vectors(experiment)
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+    model = experiment.model.build()
+    masked = isinstance(model, EncoderOnly) and not (experiment.model.wants_labels or model.VECTORS)
+    if masked != (experiment.corruption == "mask"):
+        raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
 
 
 def check_vectors(experiment: Experiment) -> None:

@@ -30,6 +30,7 @@ from train.data import (
     prefetch_to_device,
     train_batches,
 )
+from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.journal import Fed, Journal
 from train.saver import Saver
@@ -40,7 +41,7 @@ from train.view import View
 from zoo import vectors
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
-from zoo.core import SPECIAL_TOKENS, UserError
+from zoo.core import SPECIAL_TOKENS, EncoderOnly, UserError
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
 from zoo.text import Tokenizer, encoders
@@ -288,7 +289,8 @@ class Run:
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def tokenized(self, examples: Sequence[Example]) -> Tokenized:
-        return Tokenized(examples, *encoders(self.config.model, *self.sides()))
+        corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -348,9 +350,9 @@ class Run:
 
         values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
         predictor = dataclasses.replace(self.predictor, params=params)
-        examples, scores, predictions = evaluate.spread(self.validation, training.eval_examples), {}, []
-        if self.task.score is not None:
-            scores, predictions = evaluate.decoded(predictor, self.task, examples)
+        decodes = self.task.score is not None and self.config.corruption == "none"
+        examples = evaluate.spread(self.validation, training.eval_examples if decodes else 0)
+        scores, predictions = evaluate.decoded(predictor, self.task, examples) if decodes else ({}, [])
         best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
@@ -359,7 +361,7 @@ class Run:
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
-        if self.task.score is None:
+        if isinstance(self.model, EncoderOnly):
             return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]

@@ -15,6 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import zoo
 from zoo import vectors
 from zoo.checkpoint.directory import FORMATS, load_average
+from zoo.predictor import Prediction
+from zoo.predictor_base import PredictorBase
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -46,10 +48,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("list", help="print the table of variants")
     command.set_defaults(run=print_table)
-    command = commands.add_parser("predict", help="generate the output for texts, or for each line of standard input")
+    command = commands.add_parser("predict", help="the output for texts, or for each line of standard input")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("texts", nargs="*", metavar="text", help="none: read standard input")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line: source, prediction, score, ...")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line: source, prediction, score, ...; or label, probabilities",
+    )
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
     add_decoding(command)
     command.set_defaults(run=predict)
@@ -130,12 +136,15 @@ def predict(options: argparse.Namespace) -> None:
             if options.json:
                 print(json.dumps(as_json(text, prediction), ensure_ascii=False))
             else:
-                for output, _ in prediction.n_best if chosen.get("risk", "none") == "none" else [(prediction.text, 0)]:
+                several = isinstance(prediction, Prediction) and chosen.get("risk", "none") == "none"
+                for output, _ in prediction.n_best if several else [(prediction.text, 0)]:
                     print(output.replace("\n", " "))
         sys.stdout.flush()
 
 
-def print_pieces(predictor: zoo.Predictor, options: argparse.Namespace, chosen: dict) -> None:
+def print_pieces(predictor: PredictorBase, options: argparse.Namespace, chosen: dict) -> None:
+    if not isinstance(predictor, zoo.Predictor):
+        raise zoo.UserError("--stream prints text as it is made, and this model makes none: leave it out")
     if options.json:
         raise zoo.UserError("--stream prints text as it is made and --json whole objects: choose one")
     for text in options.texts or lines():
@@ -150,6 +159,8 @@ def as_json(text: str, prediction) -> dict:
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
+    if not isinstance(prediction, Prediction):  # an encoder's: labels, or words filled in
+        return {"source": text, **prediction._asdict()}
     return {
         "source": text,
         "prediction": prediction.text,

@@ -83,12 +83,14 @@ class Tokens(NamedTuple):
       mask: (B, N) bool, True where a token is real. Padding may stand on either side.
       segments: (B, N) int32, which of the row's sequences a token belongs to, counted from 1, each in one piece; 0 for padding.
         None where each row is one sequence.
+      types: (B, N) int32, which text of a pair a token is of, 0 or 1, for models that read two texts in a row. None: the first.
       noise: (B, N, K) int32, of a target: the tokens that each is to be told from. None: from all of the vocabulary.
     """
 
     ids: jax.Array
     mask: jax.Array
     segments: jax.Array | None = None
+    types: jax.Array | None = None
     noise: jax.Array | None = None
 
 
@@ -155,6 +157,11 @@ class ModelConfig:
     @property
     def wants_one_vocabulary(self) -> bool:
         """Whether source and target must share their token ids."""
+        return False
+
+    @property
+    def wants_labels(self) -> bool:
+        """Whether a target is a label (``zoo.labels``), not text."""
         return False
 
     def example(self, batch: int = 2, source_len: int = 7, target_len: int = 5, seed: int = 0) -> tuple[PyTree, Tokens]:
@@ -248,24 +255,30 @@ class EncoderOnly(Seq2Seq):
     """Base of models without a decoder: ``encode(source)`` is an ``Encoded``, and ``logits`` the head's.
 
     ``__call__(source, target)`` gives as ``Outputs.logits`` what the head says: (B, S, V) of each position, such as a masked
-    language model's, or (B, 1, C) of the whole source. The target is what a loss compares them with, and is not read.
+    language model's, or (B, 1, V) of the whole source. The target is what a loss compares them with, where its mask is
+    True; it is not read.
     """
 
     def __call__(self, source: PyTree, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
+        if target is not None and target.segments is not None:
+            raise UserError(f"batching.pack is on, but {type(self).__name__} reads one text or pair a row: turn it off")
         memory = self.encode(source, train=train, attention=attention)
-        hidden = self.pool(memory)
+        hidden = self.pool(memory, train=train)
         return Outputs(self.logits(hidden), memory.attention, hidden)
 
-    def pool(self, memory: Encoded) -> jax.Array:
-        """What the head reads of the hidden states: (B, S, D) all of them, or (B, 1, D)."""
+    def pool(self, memory: Encoded, train: bool = False) -> jax.Array:
+        """What the head reads of the hidden states: (B, S, D), or (B, 1, D)."""
         return memory.hidden_BSD
+
+    def init_cache(self, memory: PyTree, max_len: int, beams: int = 1) -> PyTree:
+        raise UserError(f"{type(self).__name__} is an encoder alone and generates nothing: use its embed or predict")
 
 
 class Encoded(NamedTuple):
     """What an encoder alone makes of a source.
 
     Attributes:
-      hidden_BSD: the last layer's hidden states.
+      hidden_BSD: the last layer's hidden states, zero for padding.
       mask_BS: bool, True where a token is real.
       attention: on request, name -> weights (B, H, S, S).
     """

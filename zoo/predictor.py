@@ -189,10 +189,8 @@ class Predictor(PredictorBase):
         return [self.cut(ids, decoding.max_source_len) for ids in self.encoders[0].encode_batch(texts)]
 
     def cut(self, ids: list[int], length: int) -> list[int]:
-        """At most ``length`` ids, the end token kept; of a prompt the last, which the output goes on after."""
-        if len(ids) <= length:
-            return ids
-        return ids[-length:] if self.model.config.decoder_only else [*ids[: length - 1], ids[-1]]
+        """As for every model, but of a prompt the last tokens are kept, which the output goes on after."""
+        return ids[-length:] if self.model.config.decoder_only else super().cut(ids, length)
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""

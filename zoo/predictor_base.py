@@ -9,6 +9,7 @@ from typing import Any
 from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate.facade import bucket, room
+from zoo.labels import Labels
 from zoo.pretrained_text import PretrainedTokenizer
 from zoo.text import Tokenizer
 
@@ -22,7 +23,7 @@ class PredictorBase:
     Attributes:
       model: the Linen module; ``model.apply({"params": params}, ...)``.
       params: its parameters, a plain dict of arrays.
-      source_tokenizer, target_tokenizer: between text and ids; may be one object.
+      source_tokenizer, target_tokenizer: between text and ids; may be one object. A classifier's targets are labels.
       decoding: the defaults of ``predict``.
       place: puts a batch of sources on devices; the identity leaves that to JAX.
       multiple_of: the rows of each batch are a multiple of this, so that devices can share them.
@@ -32,7 +33,7 @@ class PredictorBase:
     model: Seq2Seq
     params: PyTree
     source_tokenizer: Tokenizer | PretrainedTokenizer
-    target_tokenizer: Tokenizer | PretrainedTokenizer
+    target_tokenizer: Tokenizer | PretrainedTokenizer | Labels
     decoding: Decoding = Decoding()
     place: Callable[[Tokens], Any] = lambda source: source
     multiple_of: int = 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zoo.core import Seq2Seq
+from zoo.core import EncoderOnly, Seq2Seq
+from zoo.encoder_predictor import EncoderPredictor
 from zoo.predictor import Predictor
 from zoo.predictor_base import PredictorBase
 from zoo.vectors import VectorPredictor
@@ -10,4 +11,6 @@ from zoo.vectors import VectorPredictor
 
 def predictor_for(model: Seq2Seq) -> type[PredictorBase]:
     """The class whose ``predict`` fits the model: all are built from the same fields."""
-    return VectorPredictor if model.VECTORS else Predictor
+    if model.VECTORS:
+        return VectorPredictor
+    return EncoderPredictor if isinstance(model, EncoderOnly) else Predictor

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from zoo.core import EOS, SPECIAL_TOKENS, UNK, ModelConfig, UserError
+from zoo.core import BOS, EOS, SPECIAL_TOKENS, UNK, ModelConfig, UserError
 
 Kind = Literal["characters", "words", "bpe", "unigram"]
 
@@ -37,6 +37,9 @@ class Tokenizer:
     >>> tokenizer.encode("ab"), tokenizer.decode([4, 5, 2])
     ([4, 5, 2], 'ab')
     """
+
+    wrapping = frozenset({EOS})  # the ids that stand around every text
+    mask_id = BOS  # what an encoder reads in the place of a missing token: its sources hold no other
 
     def __init__(self, backend: Any):
         """Args: backend: a ``tokenizers.Tokenizer`` that follows the conventions of this file, else UserError."""

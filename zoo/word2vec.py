@@ -59,6 +59,11 @@ class Word2VecConfig(ModelConfig):
     def wants_one_vocabulary(self) -> bool:
         return True
 
+    def example(self, batch: int = 2, source_len: int = 7, target_len: int = 1, seed: int = 0) -> tuple[Tokens, Tokens]:
+        """As for CBOW: the target is one word."""
+        source, target = super().example(batch, source_len, target_len, seed)
+        return source, Tokens(target.ids[:, :1], target.mask[:, :1])
+
 
 PRESETS = {
     "tiny": Word2VecConfig(32, 32, embed_dim=32),

@@ -19,6 +19,7 @@ import grain
 import numpy as np
 
 from train.data.buckets import Batching, Shape, bucket_of, first_fit
+from train.data.corrupt import Corrupt, corrupted
 from train.data.sources import Example
 from zoo.core import EOS, PAD, Tokens
 from zoo.text import Tokenizer
@@ -46,9 +47,23 @@ class Batch(NamedTuple):
 class Tokenized:
     """Token ids of text pairs, encoded when first asked for and then remembered, compactly, up to a number of bytes."""
 
-    def __init__(self, examples: Sequence[Example], source: Tokenizer, target: Tokenizer, remember: int = REMEMBER):
-        """Args: remember: bytes of ids (with Python's overhead) to keep; beyond it examples are encoded again each time."""
-        self.examples = examples
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        source: Tokenizer,
+        target: Tokenizer,
+        remember: int = REMEMBER,
+        corrupt: Corrupt | None = None,
+    ):
+        """What the examples become.
+
+        Args:
+          examples: the text pairs.
+          source, target: what encodes each side.
+          remember: bytes of ids (with Python's overhead) to keep; beyond it examples are encoded again each time.
+          corrupt: makes both sides of a batch of the targets alone.
+        """
+        self.examples, self.corrupt = examples, corrupt
         self._sides = [
             (tokenizer, np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)) for tokenizer in (source, target)
         ]
@@ -233,11 +248,12 @@ class Shuffled:
 
 
 class _Plan(NamedTuple):
-    """A batch to be: its shape, its n examples, and the row of each, ascending."""
+    """A batch to be: its shape, its n examples, the row of each, ascending, and the seed of its random numbers."""
 
     shape: Shape
     indices_n: np.ndarray
     row_n: np.ndarray
+    seed: tuple[int, ...] = (0,)
 
 
 class _Cutter(grain.experimental.FlatMapTransform):
@@ -258,10 +274,10 @@ class _Cutter(grain.experimental.FlatMapTransform):
         if self._batching.pack:
             return _pack(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes[-1], rng)
         plans = _cut(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes)
-        return [plans[i] for i in rng.permutation(len(plans))]
+        return [plans[i]._replace(seed=seed) for i in rng.permutation(len(plans))]
 
     def build(self, plan: _Plan) -> Batch:
-        (rows, *lengths), indices_n, row_n = plan
+        (rows, *lengths), indices_n, row_n, seed = plan
         (index, count), pack = self._host, self._batching.pack
         rows //= count  # of this host
         mine_n = row_n // rows == index
@@ -270,6 +286,8 @@ class _Cutter(grain.experimental.FlatMapTransform):
         example_ids = np.full((rows, max(min(lengths), 1)), -1, np.int32)
         example_ids[row_n, _place(row_n)] = indices_n
         tokens = self._data.padded(indices_n, row_n, (rows, *lengths), pack)
+        if self._data.corrupt is not None:
+            tokens = corrupted(tokens[1], self._data.corrupt, [(*seed, int(i) + 1) for i in example_ids[:, 0]])
         return Batch(*tokens, example_ids if pack else example_ids[:, 0].copy())
 
 

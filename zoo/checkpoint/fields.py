@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from zoo.core import ModelConfig, UserError
@@ -19,10 +20,15 @@ class Fields:
     Attributes:
       where: the file, for messages.
       tensors: how many the checkpoint has: no model has more layers.
+      names: those of the checkpoint's tensors, where it is known, for what the file does not say.
     """
 
-    def __init__(self, data: Mapping[str, Any], where: str, tensors: int = 10_000):
-        self.data, self.where, self.tensors = data, where, tensors
+    def __init__(self, data: Mapping[str, Any], where: str, tensors: int = 10_000, names: Iterable[str] = ()):
+        self.data, self.where, self.tensors, self.names = data, where, tensors, tuple(names)
+
+    def holds(self, pattern: str, default: bool) -> bool:
+        """Whether the checkpoint has a tensor whose whole name matches; ``default`` where its names are not known."""
+        return any(re.fullmatch(pattern, name) for name in self.names) if self.names else default
 
     def get(self, name: str, default: Any, right: Callable[[Any], bool], wanted: str) -> Any:
         """A value that is ``right``; ``default`` where the field is missing or null, unless that is None too."""

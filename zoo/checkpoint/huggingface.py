@@ -18,7 +18,9 @@ from zoo.checkpoint import generation_config, tensors
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.placing import placer
 from zoo.checkpoint.rules import from_reference, makers
-from zoo.core import ModelConfig, UserError
+from zoo.core import EncoderOnly, ModelConfig, UserError
+from zoo.decoding import Decoding
+from zoo.labels import Labels
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
 from zoo.pretrained_text import KINDS, PretrainedTokenizer, kind_of, read_files
@@ -51,12 +53,15 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
     data = tensors.read_json(directory / CONFIG)
     name, architecture = architecture_of(data, directory / CONFIG)
     weights = tensors.Tensors.open(directory)
-    config = architecture.read(Fields(data, str(directory / CONFIG), len(weights)))
+    config = architecture.read(Fields(data, str(directory / CONFIG), len(weights), weights.entries))
     generation, where = None, directory / CONFIG
     if (directory / GENERATION).is_file():
         generation, where = tensors.read_json(directory / GENERATION), directory / GENERATION
-        config = generation_config.with_ids(config, generation, str(where))
-    decoding = generation_config.read(data if generation is None else generation, str(where), config)
+    if generates(config):
+        config = generation_config.with_ids(config, generation or {}, str(where))
+        decoding = generation_config.read(data if generation is None else generation, str(where), config)
+    else:
+        decoding = Decoding(max_source_len=config.max_len)
     model = config.build()
     put = placer(model.SHARDING, dtype, mesh)
     origin = {
@@ -65,9 +70,14 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
         "generation": generation,
         "tensors": {name: list(entry.shape) for name, entry in weights.entries.items()},
     }
-    tokenizers = read_tokenizers(directory, config)
+    tokenizers = read_tokenizers(directory, config, data)
     params = from_reference(weights, model.RULES, abstract_params(config), put)
     return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
+
+
+def generates(config: ModelConfig) -> bool:
+    """Whether a configuration's model generates anything."""
+    return not isinstance(config.build(), EncoderOnly)
 
 
 def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture]:
@@ -81,12 +91,16 @@ def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture
     return names[0], architecture
 
 
-def read_tokenizers(directory: Path, config: ModelConfig) -> tuple[PretrainedTokenizer, PretrainedTokenizer]:
-    """The tokenizers of source and target."""
+def read_tokenizers(
+    directory: Path, config: ModelConfig, data: dict[str, Any]
+) -> tuple[PretrainedTokenizer, PretrainedTokenizer | Labels]:
+    """The tokenizers of source and target; for a classifier, the labels of its config.json."""
     files = read_files(directory)
     kind = KINDS[kind_of(files, directory)]
-    sizes = {"source": config.source_vocab_size, "target": config.target_vocab_size}
-    return tuple(kind(files, side, size, config.end_id) for side, size in sizes.items())
+    source = kind(files, "source", config.source_vocab_size, config.end_id)
+    if config.wants_labels:
+        return source, Labels.from_config(data, str(directory / CONFIG))
+    return source, kind(files, "target", config.target_vocab_size, config.end_id)
 
 
 def save(predictor: PredictorBase, directory: Path) -> None:
@@ -99,7 +113,9 @@ def save(predictor: PredictorBase, directory: Path) -> None:
     config, model = predictor.model.config, predictor.model
     name = origin.get("architecture") or counterpart(config)
     files = tokenizer_files(predictor)
-    generation = generation_config.write(predictor.decoding, config, origin.get("generation") or {})
+    generation = origin.get("generation")
+    if generates(config):
+        generation = generation_config.write(predictor.decoding, config, generation or {})
     like = origin.get("tensors")
     # Views of a single zero tell shapes and dtypes, so that the header can be written before any tensor is made.
     hollow = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), predictor.params)
@@ -109,8 +125,11 @@ def save(predictor: PredictorBase, directory: Path) -> None:
     tensors.write(directory, shapes, lambda name: made[name]())
     for file, content in files.items():
         (directory / file).write_bytes(content)
-    write_json(directory / GENERATION, generation)
+    if generation is not None:
+        write_json(directory / GENERATION, generation)
     described = describe(config, name, origin)
+    if config.wants_labels and Labels.from_config(described, CONFIG).names != predictor.target_tokenizer.names:
+        described |= predictor.target_tokenizer.to_config()
     dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(predictor.params)]
     for key in {"dtype", "torch_dtype"} & set(described):
         described[key] = described[key] if described[key] in dtypes else dtypes[0]
@@ -121,8 +140,8 @@ def describe(config: ModelConfig, name: str, origin: dict[str, Any]) -> dict[str
     """The config.json of a model: the original where it still says the same, else with the fields that this zoo reads."""
     architecture, original = architectures()[name], origin.get("config") or {}
     if original:
-        same = generation_config.with_ids(architecture.read(Fields(original, CONFIG)), origin["generation"] or {}, GENERATION)
-        if same == config:
+        same = architecture.read(Fields(original, CONFIG, names=origin["tensors"]))
+        if generation_config.with_ids(same, origin["generation"] or {}, GENERATION) == config:
             return dict(original)
     return {**original, "architectures": [name], "model_type": architecture.model_type, **architecture.write(config)}
 
@@ -146,7 +165,7 @@ def tokenizer_files(predictor: PredictorBase) -> dict[str, bytes]:
     source, target = predictor.source_tokenizer, predictor.target_tokenizer
     if isinstance(source, PretrainedTokenizer):
         return source.files
-    if source.to_json() != target.to_json():
+    if not isinstance(target, Labels) and source.to_json() != target.to_json():
         raise UserError(
             "Hugging Face's format has one tokenizer for both sides, this model one for each: train with tokenizers.shared, or "
             "leave out --format"

@@ -2,6 +2,7 @@
 
     fast             tokenizer.json, by the ``tokenizers`` library
     byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART and Blenderbot had before there was a tokenizer.json
+    word_piece       vocab.txt: what BERT and DistilBERT had
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
     m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
 
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core import UserError
+from zoo.labels import Labels
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
 from zoo.pretrained_text.byte_level import ByteLevelTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
+from zoo.pretrained_text.word_piece import WordPieceTokenizer
 from zoo.text import Tokenizer
 
 # What a directory may hold of a tokenizer: all of it is kept and written back.
@@ -28,7 +31,7 @@ FILES = (
     *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
 )
-KINDS = {cls.kind: cls for cls in (FastTokenizer, ByteLevelTokenizer, MarianTokenizer, M2M100Tokenizer)}
+KINDS = {cls.kind: cls for cls in (FastTokenizer, ByteLevelTokenizer, WordPieceTokenizer, MarianTokenizer, M2M100Tokenizer)}
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
@@ -52,18 +55,22 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
         return "m2m_100"
     if {"vocab.json", "merges.txt"} <= set(files):
         return "byte_level"
+    if "vocab.txt" in files:
+        return "word_piece"
     raise UserError(
-        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.json with merges.txt or with "
-        f"source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.txt, or vocab.json with "
+        f"merges.txt or with source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
     )
 
 
-def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
-    """A tokenizer of either sort from what its ``to_json`` gave.
+def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer | Labels:
+    """A tokenizer of any sort, or labels, from what its ``to_json`` gave.
 
     Raises:
       UserError: it is none.
     """
+    if isinstance(data, dict) and "labels" in data:
+        return Labels.from_json(data, where)
     if not isinstance(data, dict) or "files" not in data:
         return Tokenizer.from_json(data, where)
     right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "language": (str, type(None)), "files": dict}

@@ -27,6 +27,19 @@ class FastTokenizer(PretrainedTokenizer):
         self.backend.no_truncation()
         self.ids = self.backend.get_vocab(with_added_tokens=True)
 
+    @property
+    def wrapping(self) -> frozenset[int]:
+        """The ids that stand around every text."""
+        return frozenset(self.backend.encode("").ids)
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for a missing one. Raises UserError if there is none."""
+        token = self.special("mask_token", "[MASK]")
+        if token not in self.ids:
+            raise UserError(f"the tokenizer has no {token}, which a masked language model wants: fetch the model again")
+        return self.ids[token]
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
@@ -36,6 +49,11 @@ class FastTokenizer(PretrainedTokenizer):
         if self.language is None:
             return [encoding.ids for encoding in encodings]
         return [[self.language_id(self.language), *encoding.ids, self.end_id] for encoding in encodings]
+
+    def encode_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """For each pair the ids of both texts in one sequence, and which text each is of (``Tokens.types``)."""
+        pairs = [tuple(map(without_surrogates, pair)) for pair in pairs]
+        return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch(pairs)]
 
     def language_token(self, code: str) -> str:
         if not str(self.settings.get("tokenizer_class", "")).startswith("Nllb") or self.settings.get("legacy_behaviour"):
