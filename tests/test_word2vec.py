@@ -251,6 +251,7 @@ def test_the_stream_goes_on_where_it_was_and_hosts_share_it(text):
     first, other = next(stream(text, 4).train_batches()), next(stream(text, 4, seed=1).train_batches())
     assert not np.array_equal(first.target.noise, other.target.noise)
     assert rest[0].target.noise.shape == (16, 4, 3)
+    assert len({b.target.noise.tobytes() for b in rest}) == len(rest)  # of batches of the same lines too
 
 
 def test_evaluation_is_the_same_each_time_and_special_tokens_are_no_words(text):
