@@ -14,10 +14,19 @@ from zoo.variants import variants
 ROOT = Path(__file__).parent.parent
 ALLOWED_AT_TOP = {"jax", "flax", "numpy"}
 # What train may know of zoo: never a variant.
-ZOO_FOR_TRAIN = {"zoo"} | {
-    f"zoo.{room}"
-    for room in ["core", "decoding", "generate", "checkpoint", "text", "predictor", "predictor_base", "predictors", "variants"]
-}
+ROOMS = [
+    "core",
+    "decoding",
+    "generate",
+    "checkpoint",
+    "text",
+    "labels",
+    "predictor",
+    "predictor_base",
+    "predictors",
+    "variants",
+]
+ZOO_FOR_TRAIN = {"zoo"} | {f"zoo.{room}" for room in ROOMS}
 
 
 def files(*rooms: str) -> list[Path]:

@@ -44,7 +44,7 @@ def fill(params: PyTree, vectors: WordVectors, sides: dict[str, Tokenizer], wher
                 f"init_embeddings is {where}, whose vectors have {vectors.vectors.shape[1]} numbers, but {path} of the model "
                 f"has {table.shape[1]}: make the model that wide, or train vectors of its width"
             )
-        tokens = sides[match[1] or "target"].tokens()
+        tokens = tokens_of(sides[match[1] or "target"])
         ids_n = np.array([i for i, token in enumerate(tokens) if token in vectors], np.int32)
         known += len(ids_n)
         lines.append(f"{path}: {len(ids_n):,} of {len(tokens):,} tokens start from {where}")
@@ -57,6 +57,13 @@ def fill(params: PyTree, vectors: WordVectors, sides: dict[str, Tokenizer], wher
             f"init_embeddings is {where}, but {what}: check that both have the same kind of tokens, or leave it out"
         )
     return unflatten_params(flat), lines
+
+
+def tokens_of(tokenizer: Tokenizer) -> list[str]:
+    """Every token by its id. Raises UserError for the tokenizer of a pretrained model."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError("init_embeddings is for tokenizers that the run learns itself: leave it out beside init_from")
+    return tokenizer.tokens()
 
 
 def with_rows(table_VD: jax.Array, ids_n: jax.Array, rows_nD: jax.Array) -> jax.Array:

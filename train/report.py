@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -153,5 +154,7 @@ def heatmap(prediction: Prediction, path: Path) -> bool:
     axes.set_xlabel("source token read")
     axes.set_ylabel("target token written")
     figure.colorbar(image, label="attention weight", shrink=0.8)
-    FigureCanvasAgg(figure).print_png(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box: no font has every script
+        FigureCanvasAgg(figure).print_png(path)
     return True

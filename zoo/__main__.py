@@ -224,7 +224,10 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
     predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
-    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_decoding(options)))
+    if chosen := chosen_decoding(options):
+        if not isinstance(predictor, zoo.Predictor):
+            raise zoo.UserError(f"{next(iter(chosen))} is for models that generate, which this one does not: leave it out")
+        predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen))
     zoo.save(predictor, options.out, options.format)
     others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
     command = "similar {} WORD" if isinstance(predictor, vectors.VectorPredictor) else "predict {} TEXT"

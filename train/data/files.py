@@ -33,7 +33,7 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
       name: a path, or two with a comma between.
       form: "tsv", "jsonl", "parquet", "parallel", "text", or "auto" to tell by the ending.
       source: key or column of the source.
-      target: key or column of the target, a string or a list of strings.
+      target: key or column of the target, a string, a list of strings or a label's whole number.
 
     Returns:
       A table with columns source, target and references (lists of strings).
@@ -151,7 +151,7 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
                     f"{path} has {count or 'no'} column{'s' * (count > 1)} {name!r}: set the field {field} to one of {names}"
                 )
             kind = file.schema_arrow.field(name).type
-            if not _is_text(kind):
+            if not _is_text(kind) and not (field == "target" and pa.types.is_integer(kind)):
                 raise UserError(f"{path} has {kind} in column {name!r}: write strings (for the target also lists of strings)")
         number = 0
         for batch in file.iter_batches(ROWS, columns=[source, target]):
@@ -178,6 +178,7 @@ def _pair(where: str, record: dict, source: str, target: str) -> Pair:
             keys = ", ".join(record) or "none"
             raise UserError(f"{where} has no key {name!r} (it has {keys}): set the fields source and target")
     texts, references = record[source], record[target]
+    references = str(references) if type(references) is int else references
     references = references if isinstance(references, list) and references else [references]
     for name, value in ((source, texts), *((target, value) for value in references)):
         if not isinstance(value, str):

@@ -21,7 +21,7 @@ import numpy as np
 from train.data.buckets import Batching, Shape, bucket_of, first_fit
 from train.data.corrupt import Corrupt, corrupted
 from train.data.sources import Example
-from zoo.core import EOS, PAD, Tokens
+from zoo.core import PAD, Tokens
 from zoo.text import Tokenizer
 
 SAMPLE = 20_000  # examples whose lengths decide on the shapes
@@ -100,7 +100,7 @@ class Tokenized:
         Args:
           indices_n: the examples.
           row_n: the row of each, ascending; several in a row stand side by side.
-          shape: (rows, source length, target length); an example too long for it is truncated before its EOS.
+          shape: (rows, source length, target length); of an example too long for it the last token, its end, is kept.
           segments: number a row's examples.
         """
         pairs, lengths_n2 = self._packed(indices_n.tolist()), self._lengths_N2[indices_n]
@@ -137,8 +137,8 @@ def _pad(
     """Unpack ids, each into its row of an array of this shape."""
     rows, length = shape
     if (length_n > length).any():
-        kept, eos = (length - 1) * dtype.itemsize, dtype.type(EOS).tobytes()
-        packed = [ids if count <= length else ids[:kept] + eos for ids, count in zip(packed, length_n)]
+        kept, last = max(length - 1, 0) * dtype.itemsize, -dtype.itemsize if length else sys.maxsize
+        packed = [ids if count <= length else ids[:kept] + ids[last:] for ids, count in zip(packed, length_n)]
         length_n = np.minimum(length_n, length)
     length_B = np.bincount(row_n, length_n, minlength=rows)
     mask = np.arange(length) < length_B[:, None]
@@ -325,7 +325,7 @@ def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape])
 class EvalBatches:
     """Every example of a set once, in the same batches each time it is iterated; the longest come first.
 
-    Nothing is left out: a source or target beyond the last shape is truncated, its EOS kept.
+    Nothing is left out: a source or target beyond the last shape is truncated, its last token kept.
 
     Attributes:
       truncated: number of examples whose source or target is cut.

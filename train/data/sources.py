@@ -56,7 +56,7 @@ class Tfds:
     source: str
     """Feature that the model reads, such as de."""
     target: str
-    """Feature that the model learns to write, such as en."""
+    """Feature that the model learns to write, such as en, or a label's."""
     references: str = ""
     """Feature that lists all right targets, for scoring; empty: the target alone is right."""
     train_split: str = "train"
@@ -86,7 +86,8 @@ class Tfds:
                 f"split {name!r} of {self.name} cannot be read ({first_line(error)}): "
                 f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
-        decoded = _Decoded(f"split {name!r} of {self.name}", records, **keys)
+        labels = getattr(builder.info.features[self.target], "names", None) or []
+        decoded = _Decoded(f"split {name!r} of {self.name}", records, labels, **keys)
         if not len(decoded):
             raise UserError(f"split {name!r} of {self.name} holds no examples: choose another")
         if len(decoded) > IN_MEMORY:
@@ -113,7 +114,8 @@ class Files:
     source: str = "source"
     """Key or column that the model reads; in a TSV without a header it is the first column."""
     target: str = "target"
-    """Key or column that the model learns to write (a list of strings: all are right); in a TSV without a header the second."""
+    """Key or column that the model learns to write: text, a list of texts that are all right, or a label, which may be a whole
+    number; in a TSV without a header the second column."""
 
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split. Raises UserError, with file and line, for whatever cannot be read."""
@@ -167,8 +169,9 @@ class Table(Sequence[Example]):
 class _Decoded(Sequence[Example]):
     """Examples of a TFDS data source, decoded whenever they are asked for."""
 
-    def __init__(self, what: str, records: Any, source: str, target: str, references: str):
-        self._what, self._records = what, records
+    def __init__(self, what: str, records: Any, labels: list[str], source: str, target: str, references: str):
+        """Args: labels: what a whole number as target means."""
+        self._what, self._records, self._labels = what, records, labels
         self._source, self._target, self._references = source, target, references
 
     def __len__(self) -> int:
@@ -189,6 +192,10 @@ class _Decoded(Sequence[Example]):
 
     def _example(self, record: dict) -> Example:
         source, target, references = (record[name] for name in (self._source, self._target, self._references))
+        if self._labels and self._references == self._target:
+            if not 0 <= target < len(self._labels):
+                raise UserError(f"{self._what} has examples without a label: choose another split")
+            target = references = self._labels[int(target)]
         several = isinstance(references, (list, np.ndarray)) and len(references)
         texts = [source, target, *(references if several else [target])]
         if not all(isinstance(text, (bytes, str)) for text in texts):
@@ -224,6 +231,7 @@ def _builder(name: str, data_dir: str) -> Any:
     """The TFDS builder of that name: ours, or one that comes with tensorflow-datasets. None is ever loaded from a folder."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.summarization
+    import tensorflow_datasets.text
     import tensorflow_datasets.translate
 
     import train.data.cmudict  # noqa: F401 (registers itself)

@@ -126,22 +126,34 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     Raises:
       UserError: the directory is none of these, is damaged, or holds another model than it says.
     """
+    return load_directory(fetched(directory), dtype, mesh)
+
+
+def load_settings(directory: str | Path) -> PredictorBase:
+    """What ``load`` gives, without reading the weights: ``params`` are their shapes.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    return load_directory(fetched(directory), None, None, weights=False)
+
+
+def fetched(directory: str | Path) -> Path:
+    """The directory itself, or that of the hub's cache if it is a model's name there."""
     path = Path(directory)
-    if not path.exists() and hub.is_name(str(directory)):
-        path = hub.fetch(str(directory))
-    return load_directory(path, dtype, mesh)
+    return hub.fetch(str(directory)) if not path.exists() and hub.is_name(str(directory)) else path
 
 
-def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorBase:
+def load_directory(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> PredictorBase:
     if not directory.exists():
         raise UserError(
             f"there is no directory {directory}: give the --workdir of a training run, an exported model, a Hugging Face "
             "directory or a hub name"
         )
     if huggingface.is_huggingface(directory):
-        return huggingface.load(directory, dtype, mesh)
+        return huggingface.load(directory, dtype, mesh, weights)
     if (directory / CONFIG).is_file():
-        return load_exported(directory, dtype, mesh)
+        return load_exported(directory, dtype, mesh, weights)
     from zoo.checkpoint import orbax
 
     step = orbax.find_step(directory)
@@ -151,12 +163,19 @@ def load_directory(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorB
             "run that has reached its first evaluation) were looked for"
         )
 
+    description = orbax.read_json(step, "model")
+
     def read(model, template):
         place = {path: sharding(path, x.shape, model.SHARDING, mesh) for path, x in flatten_params(template).items()}
-        params = orbax.read_params(step, template, unflatten_params(place))
+        params = orbax.read_params(step, template, unflatten_params(place), description.get("lora"))
         return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
 
-    return predictor_from(orbax.read_json(step, "model"), str(step), read)
+    return predictor_from(description, str(step), read if weights else unread)
+
+
+def unread(model, template: PyTree) -> PyTree:
+    """In place of the parameters their shapes."""
+    return template
 
 
 def load_average(directory: str | Path, count: int) -> PredictorBase:
@@ -168,12 +187,15 @@ def load_average(directory: str | Path, count: int) -> PredictorBase:
     from zoo.checkpoint import orbax
 
     found = orbax.last_steps(Path(directory), count)
+    description = orbax.read_json(found[0], "model")
     return predictor_from(
-        orbax.read_json(found[0], "model"), str(found[0]), lambda model, template: orbax.average_params(found, template)
+        description,
+        str(found[0]),
+        lambda model, template: orbax.average_params(found, template, description.get("lora")),
     )
 
 
-def load_exported(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorBase:
+def load_exported(directory: Path, dtype: Any, mesh: Mesh | None, weights: bool = True) -> PredictorBase:
     description = tensors.read_json(directory / CONFIG, AGAIN)
     for side, name in zip(("source", "target"), TOKENIZERS, strict=True):
         description[f"{side}_tokenizer"] = tensors.read_json(directory / name, AGAIN)
@@ -181,7 +203,7 @@ def load_exported(directory: Path, dtype: Any, mesh: Mesh | None) -> PredictorBa
     def read(model, template):
         return read_weights(directory, template, placer(model.SHARDING, dtype, mesh))
 
-    return predictor_from(description, str(directory), read)
+    return predictor_from(description, str(directory), read if weights else unread)
 
 
 def read_weights(directory: Path, template: PyTree, put: Callable[..., Any]) -> PyTree:

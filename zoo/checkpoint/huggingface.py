@@ -44,8 +44,8 @@ def is_huggingface(directory: Path) -> bool:
         return False
 
 
-def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> PredictorBase:
-    """Load a model; ``zoo.load`` says what the arguments are.
+def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: bool = True) -> PredictorBase:
+    """Load a model; ``zoo.load`` says what the arguments are. Unless ``read``, its ``params`` are shapes.
 
     Raises:
       UserError: a file is missing, damaged, of an architecture that is not read, or says what cannot be.
@@ -71,7 +71,8 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
         "tensors": {name: list(entry.shape) for name, entry in weights.entries.items()},
     }
     tokenizers = read_tokenizers(directory, config, data)
-    params = from_reference(weights, model.RULES, abstract_params(config), put)
+    template = abstract_params(config)
+    params = from_reference(weights, model.RULES, template, put) if read else template
     return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
 
 
