@@ -6,8 +6,8 @@ Command   python -m train configs/word2vec_text.py --workdir runs/word2vec_text 
           python -m zoo similar runs/word2vec_text word
           python -m zoo analogy runs/word2vec_text king - man + woman
           Texts below ten million words are better kept whole: --data.subsample 1e-3
-Reached   not trained on a large text yet. tests/test_word2vec.py learns a made-up text of 1,500 lines by 200 steps of 8 numbers a
-          word: king - man + woman is queen, and so for prince and princess.
+Reached   not trained on a large text yet. tests/test_word2vec.py learns a made-up text of 1,500 lines in 200 steps of vectors
+          of 8 numbers: king - man + woman is queen, and so for prince and princess.
 """
 
 from train.data import Batching, Windows
