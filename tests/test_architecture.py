@@ -25,6 +25,7 @@ ROOMS = [
     "predictor_base",
     "predictors",
     "variants",
+    "vectors",
 ]
 ZOO_FOR_TRAIN = {"zoo"} | {f"zoo.{room}" for room in ROOMS}
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args, get_type_hints
 
-from train.data import Batching, Files, Tfds
+from train.data import Batching, Files, Tfds, Windows
 from train.lora import Lora
 from train.optim import Optimizer, Rules
 from train.parallel import Parallel
@@ -104,7 +104,9 @@ class Experiment:
       model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
       init_from: what to start from instead of random parameters: all that ``zoo.load`` reads, such as a Hugging Face directory.
         Tokenizers, decoding and model are that one's; ``model`` and ``decoding`` then say what is to differ (``train.start``).
-      data: where text pairs come from.
+      data: where text pairs, or windows of plain text, come from.
+      init_embeddings: word vectors that the embeddings of known tokens start from, scaled to the size of the random ones: a
+        model of such vectors, or a file of the word2vec tool.
       tokenizers: how text becomes tokens.
       batching: how examples become batches.
       optimizer: how parameters are updated.
@@ -115,16 +117,17 @@ class Experiment:
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
-        (character error rate), "language" (perplexity: outputs are drawn as samples alone) or "classify" (accuracy, F1, area
-        under the ROC curve).
+        (character error rate), "language" (perplexity: outputs are drawn as samples alone), "classify" (accuracy, F1, area
+        under the ROC curve) or "vectors" (the loss of telling words from noise).
       corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
         "mask" for masked language models.
       seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
     model: ModelConfig
-    data: Tfds | Files
+    data: Tfds | Files | Windows
     init_from: str = ""
+    init_embeddings: str = ""
     tokenizers: Tokenizers = Tokenizers()
     batching: Batching = Batching()
     optimizer: Optimizer = Optimizer()
@@ -134,7 +137,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text", "language", "classify"] = "text"
+    task: Literal["pronunciation", "translation", "text", "language", "classify", "vectors"] = "text"
     corruption: Literal["none", "mask"] = "none"
     seed: int = 0
 
@@ -218,12 +221,14 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.model.wants_one_vocabulary and not (tokenizers.shared or experiment.init_from):
         raise UserError(
-            'model.share_embeddings is "all", which wants one vocabulary for both sides: set tokenizers.shared, or '
-            'share_embeddings to "target"'
+            "the model wants one vocabulary for both sides: set tokenizers.shared, or, if there is such a field, "
+            'model.share_embeddings to "target"'
         )
+    check_vectors(experiment)
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
-    masked = isinstance(experiment.model.build(), EncoderOnly) and not experiment.model.wants_labels
+    model = experiment.model.build()
+    masked = isinstance(model, EncoderOnly) and not (experiment.model.wants_labels or model.VECTORS)
     if masked != (experiment.corruption == "mask"):
         raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
     if experiment.model.wants_labels != (experiment.task == "classify"):
@@ -234,6 +239,22 @@ def check(experiment: Experiment) -> None:
         target = dataclasses.replace(experiment.model, source_vocab_size=9, target_vocab_size=9).example(1)[1]
         if target.ids.shape[1] != 1:
             raise UserError("the model tells a label of each token, but the data has one of each text: choose another head")
+
+
+def check_vectors(experiment: Experiment) -> None:
+    """Raises UserError unless the data, the model and the task are all of word vectors, or none is."""
+    parts = {
+        "data": isinstance(experiment.data, Windows),
+        "model": bool(experiment.model.build().VECTORS),
+        "task": experiment.task == "vectors",
+    }
+    if len(set(parts.values())) > 1:
+        of, other = (" and ".join(name for name in parts if parts[name] is wanted) for wanted in (True, False))
+        raise UserError(
+            f"{of} of the experiment is for word vectors, but {other} is not: all three or none, see configs/word2vec_text.py"
+        )
+    if parts["data"] and (experiment.batching.pack or experiment.training.label_smoothing):
+        raise UserError("word vectors are learned without batching.pack and training.label_smoothing: leave them out")
 
 
 def check_types(data: Any, prefix: str = "") -> None:

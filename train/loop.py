@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import zoo
-from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report, start
+from train import embeddings, evaluate, experiment, flops, hosts, memory, optim, parallel, report, start
 from train.checkpoint import Checkpoints, SaveFailed
-from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
+from train.data import (
+    Batch,
+    Example,
+    Tokenized,
+    WindowBatches,
+    Windows,
+    bucket_shapes,
+    check_ids,
+    eval_batches,
+    prefetch_to_device,
+    train_batches,
+)
 from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.journal import Fed, Journal
@@ -26,10 +39,11 @@ from train.step import State, init_state, make_eval_step, make_train_step, new_s
 from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS, confusion
 from train.view import View
+from zoo import vectors
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
 from zoo.checkpoint.rules import some
-from zoo.core import EncoderOnly, UserError
+from zoo.core import SPECIAL_TOKENS, EncoderOnly, UserError
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
 from zoo.text import Tokenizer, encoders
@@ -161,7 +175,7 @@ class Run:
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
-            self.view.summary(done, None, self.workdir, self.typed())
+            self.view.summary(done, None, self.workdir, self.task.command, self.typed())
             return done
         return self.test()
 
@@ -174,7 +188,7 @@ class Run:
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
-        self.eval_batches = eval_batches(self.tokenized(self.validation), shapes, self.parallel.host)
+        self.eval_batches = self.evaluation_batches(self.validation, shapes)
         with (
             self.journal(state) as journal,
             Programs() as programs,
@@ -208,9 +222,24 @@ class Run:
     def training_batches(self):
         """The endless stream of batches, and the shapes they come in."""
         batching = self.config.batching
+        if isinstance(self.config.data, Windows):
+            return self.windows.train_batches(), (self.windows.shape,)
         data = self.tokenized(self.train_examples)
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
+
+    @functools.cached_property
+    def windows(self) -> WindowBatches:
+        """What batches of word windows are drawn by."""
+        config, data = self.config, self.tokenized(self.train_examples)
+        return WindowBatches(data, config.data, config.batching, self.parallel.rows, config.seed, self.parallel.host)
+
+    def evaluation_batches(self, examples: Sequence[Example], shapes: Sequence) -> Iterable[Batch]:
+        """All of these examples, in batches of the shapes that training has."""
+        data = self.tokenized(examples)
+        if isinstance(self.config.data, Windows):
+            return self.windows.eval_batches(data)
+        return eval_batches(data, shapes, self.parallel.host)
 
     def begin(self, batches) -> tuple[State, Any]:
         """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
@@ -226,7 +255,8 @@ class Run:
         abstract = self.parallel.abstract(init)
         memory.check(abstract)
         if self.latest is None:
-            return self.pretrained(tx, example) if config.init_from else self.parallel.init(init), train_step
+            state = self.pretrained(tx, example) if config.init_from else self.parallel.init(init)
+            return self.embedded(state) if config.init_embeddings else state, train_step
         saved = self.checkpoints.restore(self.latest, abstract)
         batches.set_state(saved.progress["iterator"])
         self.spent = saved.progress["seconds"]
@@ -241,6 +271,17 @@ class Run:
         params, new = start.params(config, config.model, self.parallel.mesh, initial)
         self.view.say(f"starting from {config.init_from}" + (f"; new are {some(new)}" if new else ""))
         return self.parallel.init(partial(new_state, tx=tx, key=key, optimizer=config.optimizer, lora=config.lora), params)
+
+    def embedded(self, state: State) -> State:
+        """The state with word vectors for the embeddings of known tokens."""
+        where, sides = self.config.init_embeddings, {"source": self.source_tokenizer, "target": self.target_tokenizer}
+        trained = state.base is None
+        params, lines = embeddings.fill(state.params if trained else state.base, vectors.load(where), sides, where)
+        for line in lines:
+            self.view.say(line)
+        if not trained:
+            return state._replace(base=params)
+        return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
     @contextlib.contextmanager
     def journal(self, state: State) -> Iterator[Journal]:
@@ -332,8 +373,9 @@ class Run:
 
         values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
         predictor = dataclasses.replace(self.predictor, params=params)
-        examples = evaluate.spread(self.validation, training.eval_examples if self.config.corruption == "none" else 0)
-        scores, predictions = evaluate.decoded(predictor, self.task, examples)
+        decodes = self.task.score is not None and self.config.corruption == "none"
+        examples = evaluate.spread(self.validation, training.eval_examples if decodes else 0)
+        scores, predictions = evaluate.decoded(predictor, self.task, examples) if decodes else ({}, [])
         best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
@@ -386,19 +428,22 @@ class Run:
         with hosts.together():  # none leaves before the first has written
             if hosts.first():
                 report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
-        self.view.summary(result, image, self.workdir, self.typed())
+        self.view.summary(result, image, self.workdir, self.task.command, self.typed())
         return result
 
     def scores(self, predictor: PredictorBase, examples: Sequence[Example]) -> tuple[dict[str, float], list]:
-        """What the task counts: of outputs, which are given too, or, where that is perplexity, of the examples themselves."""
-        if self.task.best != "perplexity":
+        """What the task counts: of outputs, which are given too, or, where that is perplexity or a loss, of the examples."""
+        if self.task.best not in ("perplexity", "loss"):
             return evaluate.decoded(predictor, self.task, examples)
         _, shapes = self.training_batches()
-        batches = eval_batches(self.tokenized(examples), shapes, self.parallel.host)
+        batches = self.evaluation_batches(examples, shapes)
         eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
         return evaluate.teacher_forced(eval_step, predictor.params, batches, self.put), []
 
     def typed(self) -> str:
         """A source for the command that the summary suggests: a plain word, if there is one."""
+        if self.task.command == "similar":
+            words = self.source_tokenizer.tokens()[len(SPECIAL_TOKENS) :]  # the most frequent first
+            return next((word for word in words if word.isalpha()), words[0])
         sources = [example.source for example in evaluate.spread(self.test_examples, 16)]
         return next((source for source in sources if source.isalpha()), sources[0])

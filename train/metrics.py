@@ -71,6 +71,29 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0, p
     return {"loss": total(loss_BT), "nll": total(nll_BT), "accuracy": total(right_BT)}
 
 
+def noise_metrics(logits_BTK: jax.Array, target) -> dict[str, Metric]:
+    """Negative sampling (Mikolov et al. 2013, arXiv:1310.4546, equation 4) of the real target tokens.
+
+    ``loss`` is -log sigma(logit of the token) - the sum over its noise of log sigma(-logit), in nats; ``accuracy`` the share of
+    tokens that score above all of their noise. Noise that is the token itself counts in neither.
+
+    Args:
+      logits_BTK: (B, T, 1 + K), of each token and its noise; any float dtype, computed in float32.
+      target: ``core.Tokens`` (B, T) with K tokens of noise each.
+    """
+    logits_BTK = logits_BTK.astype(jnp.float32)
+    token_BT, noise_BTK = logits_BTK[..., 0], logits_BTK[..., 1:]
+    other_BTK = target.noise != target.ids[..., None]
+    loss_BT = jax.nn.softplus(-token_BT) + jnp.where(other_BTK, jax.nn.softplus(noise_BTK), 0).sum(axis=-1)
+    above_BT = (jnp.where(other_BTK, noise_BTK, -jnp.inf) < token_BT[..., None]).all(axis=-1)
+    count = target.mask.sum().astype(jnp.float32)
+
+    def total(x_BT):
+        return Metric(jnp.where(target.mask, x_BT, 0).sum(dtype=jnp.float32), count)
+
+    return {"loss": total(loss_BT), "accuracy": total(above_BT)}
+
+
 def chunked_token_metrics(
     logits: Callable[[jax.Array], jax.Array],
     hidden_BTD: jax.Array,

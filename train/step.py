@@ -12,7 +12,7 @@ import optax
 
 from train import optim
 from train.lora import Lora
-from train.metrics import Metric, chunked_token_metrics, token_metrics
+from train.metrics import Metric, chunked_token_metrics, noise_metrics, token_metrics
 from train.optim import Optimizer
 from zoo.checkpoint import adapters
 from zoo.core import EncoderOnly, PyTree, Seq2Seq
@@ -234,7 +234,7 @@ def make_eval_step(model: Seq2Seq, compute: Compute = Compute()) -> Callable:
 def teacher_forced(
     model: Seq2Seq, params: PyTree, batch, compute: Compute, label_smoothing: float = 0.0, key: jax.Array | None = None
 ) -> dict[str, Metric]:
-    """``token_metrics`` of a batch; with a key, dropout draws from it.
+    """``token_metrics`` of a batch, or ``noise_metrics`` of one that has noise; with a key, dropout draws from it.
 
     Args:
       params: float32, whatever the precision: their gradients are too.
@@ -242,6 +242,8 @@ def teacher_forced(
     low = lambda tree: cast(tree, jnp.dtype(compute.precision))  # noqa: E731
     train, rngs = key is not None, {} if key is None else {"dropout": key}
     outputs = model.apply({"params": low(params)}, low(batch.source), batch.target, train=train, rngs=rngs)
+    if batch.target.noise is not None:
+        return noise_metrics(outputs.logits, batch.target)
     pad_id = None if isinstance(model, EncoderOnly) else model.config.pad_id  # a label, or a word, may have any number
     if not compute.logits_chunk:
         return token_metrics(outputs.logits, batch.target, label_smoothing, pad_id)

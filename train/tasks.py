@@ -18,16 +18,19 @@ class Task(NamedTuple):
     """One row of ``TASKS``.
 
     Attributes:
-      score: (predictions, references) -> name -> value; predictions are those of ``Predictor`` or ``EncoderPredictor``.
+      score: (predictions, references) -> name -> value; predictions are those of ``Predictor`` or ``EncoderPredictor``;
+        None where nothing is generated.
       best: the metric that a run's best checkpoint is chosen by.
       higher_is_better: which way.
       unit: what a source is called in a summary.
+      command: of ``python -m zoo``, which shows what was learned.
     """
 
-    score: Callable[[Sequence[Any], References], dict[str, float]]
+    score: Callable[[Sequence[Any], References], dict[str, float]] | None
     best: str
     higher_is_better: bool
     unit: str
+    command: str = "predict"
 
 
 class Confusion(NamedTuple):
@@ -125,4 +128,5 @@ TASKS = {
     "text": Task(of_texts(text), "error", higher_is_better=False, unit="texts"),
     "classify": Task(labels, "accuracy", higher_is_better=True, unit="texts"),
     "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),
+    "vectors": Task(None, "loss", higher_is_better=False, unit="lines", command="similar"),
 }

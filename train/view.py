@@ -101,7 +101,7 @@ class View(logging.Handler):
             self.progress.stop()
             self.progress = None
 
-    def summary(self, result: dict, heatmap: Path | None, workdir: Path, example: str) -> None:
+    def summary(self, result: dict, heatmap: Path | None, workdir: Path, command: str, example: str) -> None:
         """The test scores, where everything is, and the next command to type."""
         table = Table("metric", "value", title="test")
         for name, value in result.items():
@@ -111,7 +111,7 @@ class View(logging.Handler):
         self.say(f"checkpoint  {result['checkpoint']}")
         if heatmap is not None:
             self.say(f"heatmap     {heatmap}")
-        self.say(f"next        {python()} -m zoo predict {workdir} {shlex.quote(example)}")
+        self.say(f"next        {python()} -m zoo {command} {workdir} {shlex.quote(example)}")
 
 
 def python() -> str:

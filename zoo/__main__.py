@@ -1,4 +1,4 @@
-"""The command line: ``python -m zoo list | predict | export``. Exit codes: 0 done, 2 bad input."""
+"""The command line: ``python -m zoo list | predict | similar | analogy | export``. Exit codes: 0 done, 2 bad input."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
+from zoo import vectors
 from zoo.checkpoint.directory import FORMATS, load_average
 from zoo.core import EncoderOnly
 from zoo.predictor import Prediction
@@ -61,9 +62,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
     add_options(command, zoo.Decoding, Transcription)
     command.set_defaults(run=predict)
+    command = commands.add_parser("similar", help="the words whose vectors are nearest to a word's")
+    add_vectors(command)
+    command.add_argument("word")
+    command.set_defaults(run=similar)
+    command = commands.add_parser("analogy", help="the words nearest to a sum of vectors: king - man + woman")
+    add_vectors(command)
+    command.add_argument("words", nargs="+", metavar="word", help="a sum, or three words: a b c is b - a + c")
+    command.set_defaults(run=analogy)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
-    command.add_argument("out", help="a directory that does not exist yet; for stablehlo a file")
+    command.add_argument("out", help="a directory that does not exist yet; for stablehlo and word2vec a file")
     command.add_argument(
         "--average", type=int, metavar="N", help="the mean of a run's last N checkpoints instead of its best one"
     )
@@ -71,11 +80,18 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         default="zoo",
-        help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step",
+        help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step; "
+        "word2vec: word vectors as text, or binary if the file's name ends in .bin",
     )
     add_options(command, zoo.Decoding)
     command.set_defaults(run=export)
     return top
+
+
+def add_vectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", help="a model of word vectors, or a file of the word2vec tool")
+    command.add_argument("--count", type=int, default=10, help="most words that are printed")
+    command.add_argument("--json", action="store_true", help="print one JSON list of objects: word, score")
 
 
 def add_options(command: argparse.ArgumentParser, *classes: type) -> None:
@@ -164,6 +180,39 @@ def as_json(text: str, prediction) -> dict:
     }
 
 
+def similar(options: argparse.Namespace) -> None:
+    print_words(vectors.load(options.directory).similar(options.word, options.count), options.json)
+
+
+def analogy(options: argparse.Namespace) -> None:
+    positive, negative = terms(options.words)
+    print_words(vectors.load(options.directory).analogy(positive, negative, options.count), options.json)
+
+
+def terms(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is added and what is taken away.
+
+    >>> terms("king - man + woman".split()), terms("man king woman".split())
+    ((['king', 'woman'], ['man']), (['king', 'woman'], ['man']))
+    """
+    if not {"+", "-"} & set(words):
+        if len(words) != 3:
+            raise zoo.UserError(f"an analogy has three words or signs between its words, not {' '.join(words)!r}")
+        return [words[1], words[2]], [words[0]]
+    signs, names = ["+", *words[1::2]], words[::2]
+    if len(signs) != len(names) or not set(signs) <= {"+", "-"} or {"+", "-"} & set(names):
+        raise zoo.UserError(f"{' '.join(words)!r} is no sum of words: write king - man + woman, with spaces")
+    return tuple([name for sign, name in zip(signs, names, strict=True) if sign == kind] for kind in "+-")
+
+
+def print_words(found: list[tuple[str, float]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{"word": word, "score": score} for word, score in found], ensure_ascii=False))
+        return
+    for word, score in found:
+        print(f"{score:.4f}  {word}")
+
+
 def lines() -> Iterator[str]:
     """The lines of standard input; what is not UTF-8 is one clear error."""
     for number, line in enumerate(sys.stdin.buffer, 1):
@@ -190,7 +239,8 @@ def export(options: argparse.Namespace) -> None:
         predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen))
     zoo.save(predictor, options.out, options.format)
     others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
-    use = others.get(options.format, f"python -m zoo predict {options.out} TEXT")
+    command = "similar {} WORD" if isinstance(predictor, vectors.VectorPredictor) else "predict {} TEXT"
+    use = others.get(options.format, f"python -m zoo {command.format(options.out)}")
     print(f"exported to {options.out}; use it with: {use}")
 
 

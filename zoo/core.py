@@ -85,12 +85,14 @@ class Tokens(NamedTuple):
       segments: (B, N) int32, which of the row's sequences a token belongs to, counted from 1, each in one piece; 0 for padding.
         None where each row is one sequence.
       types: (B, N) int32, which text of a pair a token is of, 0 or 1, for models that read two texts in a row. None: the first.
+      noise: (B, N, K) int32, of a target: the tokens that each is to be told from. None: from all of the vocabulary.
     """
 
     ids: jax.Array
     mask: jax.Array
     segments: jax.Array | None = None
     types: jax.Array | None = None
+    noise: jax.Array | None = None
 
 
 class Frames(NamedTuple):
@@ -190,7 +192,8 @@ class Seq2Seq(nn.Module):
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
     ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike,
-    ``SOUND`` whether the source is ``Frames`` of sound.
+    ``SOUND`` whether the source is ``Frames`` of sound. ``VECTORS`` is the path of the parameter whose rows are word vectors,
+    where these are what a model is made for: it learns them by telling words from noise (``Tokens.noise``).
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
@@ -212,6 +215,7 @@ class Seq2Seq(nn.Module):
     PACKS: ClassVar[bool] = False
     SCANS: ClassVar[bool] = False
     SOUND: ClassVar[bool] = False
+    VECTORS: ClassVar[str] = ""
 
     def __post_init__(self):
         if self.scan_layers and not self.SCANS:

@@ -123,6 +123,11 @@ class Tokenizer:
         """Number of ids, the special tokens included."""
         return self._backend.get_vocab_size()
 
+    def tokens(self) -> list[str]:
+        """Every token of the vocabulary, by its id."""
+        ids = self._backend.get_vocab()
+        return sorted(ids, key=ids.get)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, the last one EOS: an empty text is ``[EOS]``."""
         return self._backend.encode(without_surrogates(text)).ids

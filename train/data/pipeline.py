@@ -85,6 +85,15 @@ class Tokenized:
         """(N, 2) lengths of ``size`` examples spread evenly over the set; of all if there are no more."""
         return self.lengths(np.unique(np.linspace(0, len(self) - 1, min(size, len(self))).astype(int)))
 
+    @property
+    def target_vocab_size(self) -> int:
+        return self._sides[1][0].vocab_size
+
+    def targets(self, indices_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (N,) of the targets of n examples, one after another, and (n,) int32 the length of each."""
+        pairs = self._packed(indices_n.tolist())
+        return np.frombuffer(b"".join(target for _, target in pairs), self._sides[1][1]), self._lengths_N2[indices_n, 1]
+
     def padded(self, indices_n: np.ndarray, row_n: np.ndarray, shape: Shape, segments: bool = False) -> tuple[Tokens, Tokens]:
         """Sources and targets of n examples as rows of a shape.
 
@@ -210,13 +219,13 @@ def train_batches(
         share_N = 1 / np.array([rows for rows, _, _ in shapes])[bucket_of(admitted_N2, bounds)]
     window = max(1, int(batching.window / share_N.mean()))
     cutter = _Cutter(data, batching, shapes, host)
-    windows = grain.MapDataset.source(_Windows(len(data), window, seed))
+    windows = grain.MapDataset.source(Shuffled(len(data), window, seed))
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # prefetch_to_device adds the one that pays
     planned = grain.experimental.FlatMapIterDataset(windows.to_iter_dataset(in_this_thread), cutter)
     return TrainBatches(planned.map(cutter.build), cutter)
 
 
-class _Windows:
+class Shuffled:
     """An endless sequence of windows (indices, seed) of an epoch's order; the last window of an epoch may be smaller.
 
     Grain's own shuffle walks every index by itself, 2 ms each in a set of 20 examples; a permutation is at hand at once.

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zoo import pretrained_text
-from zoo.checkpoint import hub, huggingface, onnx, stablehlo, tensors
+from zoo.checkpoint import hub, huggingface, onnx, stablehlo, tensors, vector_files
 from zoo.checkpoint.placing import placer, sharding
 from zoo.checkpoint.rules import some
 from zoo.core import PyTree, UserError, flatten_params, unflatten_params
@@ -27,7 +27,8 @@ from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
 from zoo.variants import abstract_params, config_from_json, config_to_json, from_fields
 
-Format = Literal["zoo", "huggingface", "stablehlo", "onnx"]
+Format = Literal["zoo", "huggingface", "stablehlo", "onnx", "word2vec"]
+FILES = ("stablehlo", "word2vec")  # formats that are one file
 CONFIG, TOKENIZERS = "config.json", ("source.json", "target.json")
 AGAIN = "export the model again"
 
@@ -70,17 +71,18 @@ def save(predictor: PredictorBase, directory: str | Path, format: Format = "zoo"
 
     Args:
       predictor: what ``load`` gave, or your own.
-      directory: one that does not exist yet; for "stablehlo" a file that does not.
+      directory: one that does not exist yet; for "stablehlo" and "word2vec" a file that does not.
       format: "zoo" for any model; "huggingface" for the architectures that this zoo reads from there: transformers and
         its like load it, and a model that came from there has its tensors under the same names; "stablehlo" and "onnx"
-        for programs without this zoo (the files of these names in ``zoo.checkpoint``).
+        for programs without this zoo (the files of these names in ``zoo.checkpoint``); "word2vec" for word vectors, as text
+        or, by a name that ends in .bin, binary.
 
     Raises:
       UserError: the directory exists and is not empty, or cannot be written, or the model has no counterpart there.
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: choose {' or '.join(FORMATS)}")
-    path, one_file = Path(directory), format == "stablehlo"
+    path, one_file = Path(directory), format in FILES
     if path.exists() and (one_file or not path.is_dir() or any(path.iterdir())):
         what = "exists" if one_file else "exists and is not an empty directory"
         raise UserError(f"{path} {what}: name a new one, nothing is overwritten")
@@ -102,7 +104,13 @@ def save_exported(predictor: PredictorBase, directory: Path) -> None:
     (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-FORMATS = {"zoo": save_exported, "huggingface": huggingface.save, "stablehlo": stablehlo.save, "onnx": onnx.save}
+FORMATS = {
+    "zoo": save_exported,
+    "huggingface": huggingface.save,
+    "stablehlo": stablehlo.save,
+    "onnx": onnx.save,
+    "word2vec": vector_files.save,
+}
 
 
 def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> PredictorBase:
