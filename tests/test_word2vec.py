@@ -314,6 +314,8 @@ def test_a_run_learns_neighbours_and_analogies(workdir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].split()[1] == "queen"
+    assert use(["analogy", str(workdir), "man", "king", "woman", "--count", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
     assert use(["similar", str(workdir), "crown", "--json", "--count", "3"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(line["word"], line["score"]) for line in found] == model.similar("crown", 3)
