@@ -384,7 +384,7 @@ class Run:
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
-        if isinstance(self.model, EncoderOnly):
+        if isinstance(self.model, EncoderOnly) or self.config.corruption != "none":  # which leaves no text to read
             return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
