@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED_AT_TOP = {"jax", "flax", "numpy"}
 # What train may know of zoo: never a variant.
 ZOO_FOR_TRAIN = {"zoo"} | {
-    f"zoo.{room}" for room in ["core", "decoding", "generate", "checkpoint", "text", "predictor", "variants"]
+    f"zoo.{room}" for room in ["core", "decoding", "generate", "checkpoint", "text", "page", "predictor", "variants"]
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m zoo list | predict | export``. Exit codes: 0 done, 2 bad input."""
+"""The command line: ``python -m zoo list | predict | attend | export``. Exit codes: 0 done, 2 bad input."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
 from zoo.checkpoint.directory import FORMATS, load_average
+from zoo.page import attention
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -52,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
     add_decoding(command)
     command.set_defaults(run=predict)
+    command = commands.add_parser("attend", help="write a page that shows what the model looked at while it wrote")
+    command.add_argument("directory", help="the --workdir of a training run, or an exported model")
+    command.add_argument("text")
+    command.add_argument("--out", default="attention.html", help="the page; it opens from disk in any browser")
+    add_decoding(command)
+    command.set_defaults(run=attend)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("out", help="a directory that does not exist yet; for stablehlo a file")
@@ -142,6 +150,15 @@ def as_json(text: str, prediction) -> dict:
         "log_probs": [number(value) for value in prediction.log_probs],
         "n_best": [{"prediction": output, "score": number(score)} for output, score in prediction.n_best],
     }
+
+
+def attend(options: argparse.Namespace) -> None:
+    page = attention.page(zoo.load(options.directory), options.text, **chosen_decoding(options))
+    try:
+        Path(options.out).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise zoo.UserError(f"--out {options.out} cannot be written ({error.strerror or error}): choose another") from error
+    print(f"wrote {options.out}: open it in a browser")
 
 
 def lines() -> Iterator[str]:
