@@ -18,8 +18,8 @@ LENGTHS = (
 )
 FLOW = (
     "The norm of the gradient of one target token's loss with respect to the embedding of a token read k steps before: the "
-    "median over pairs of tokens of the longest test examples, in the trained models. Without attention it comes through k steps "
-    "of the state: it is d loss(t) / d state(t-k) times what one step makes of its input. Attention is a way around."
+    "median over pairs of tokens of the longest test examples, in the trained models. Without attention it comes through k "
+    "steps of the state: d loss(t) / d state(t-k) times what one step makes of its input. Attention is a way around."
 )
 SPEED = (
     "Sources and targets of one length, as many rows as make a batch. A recurrent model takes its steps one after the other; a "
