@@ -167,8 +167,6 @@ def test_the_numbers_are_those_of_the_runs(made):
             predictor, result = zoo.load(directory), json.loads((directory / "result.json").read_text())
             assert result["steps"] == STEPS
             assert row["parameters"] == sum(x.size for x in jax.tree.leaves(predictor.params))
-            config = loop.experiment.to_json
-            del config
             data = runs.read_config(result["command"].split()[3].strip("'")).data.load("test")
             scores.append(task.score(predictor.predict([e.source for e in data]), [e.references for e in data]))
             lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
@@ -216,6 +214,23 @@ def test_no_text_becomes_markup(made):
     for name in re.findall(r"\]\((plots/[^)]*)\)", markdown):
         assert (made["workdir"] / name).read_bytes()[:4] == b"\x89PNG"
     assert "elman&lt;script&gt;" in markdown
+
+
+def test_the_report_works_in_a_browser(browser, made):
+    page, wrong = browser.new_page(offline=True, viewport={"width": 375, "height": 800}), []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((made["workdir"] / "report.html").as_uri())
+    assert page.locator("figure svg[role=img]").count() == 9
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.locator("select[data-control=text]").select_option(label=TEXT)
+    assert page.locator("td[role=gridcell]").count() > 0
+    page.locator("figure[data-chart=length-per] input[data-series='1']").uncheck()
+    curves = page.locator("figure[data-chart=length-per] g[data-series='1']")
+    assert curves.count() == 2  # within and beyond training
+    assert not any(curves.nth(i).is_visible() for i in range(2))
+    page.close()
+    assert not wrong
 
 
 def test_a_budget_in_target_tokens(made, configs):
@@ -370,6 +385,7 @@ def test_charts_place_points_by_their_values():
     assert 'a"<' not in charts.figure(chart)
     assert charts.axis([3e-7, 2e-1], 0, 1, log=True).ticks() == pytest.approx([1e-6, 1e-4, 1e-2], rel=1e-6)
     assert charts.axis([0, 10], 0, 1, log=False).ticks() == [0, 5, 10]
+    assert [charts.number(x) for x in (0.5, 12_000)] == ["0.5", "12k"]
     assert charts.svg(chart._replace(series=[])) == "<p>Nothing was measured.</p>"
 
 

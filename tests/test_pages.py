@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from zoo.text import Tokenizer
 
 MARIAN = str(Path(__file__).parent / "golden" / "marian")
 TEXT = "a \"<script>alert('1')</script>"
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +103,6 @@ def test_only_the_pages_own_script_may_run():
     assert data_of(html) == {"text": "</script><script>x</script>\u2028"}
     with pytest.raises(ValueError, match="Out of range"):
         script_json(float("nan"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

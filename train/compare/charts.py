@@ -15,7 +15,10 @@ MARKERS = "os^Dv*Pp"  # of matplotlib
 
 
 class Series(NamedTuple):
-    """One curve: ``points`` are (x, y), ``band`` (x, lowest y, highest y); ``place`` chooses colour and marker."""
+    """One curve: ``points`` are (x, y), ``band`` (x, lowest y, highest y); ``place`` chooses colour and marker.
+
+    What is dashed belongs to the curve of the same place: one box shows and hides both.
+    """
 
     name: str
     points: list[tuple[float, float]]
@@ -80,13 +83,15 @@ def axis(values: Sequence[float], start: float, end: float, log: bool) -> Axis:
 def number(value: float) -> str:
     """A short form.
 
-    >>> [number(x) for x in (0, 0.0001, 0.25, 12, 1500, 2e6)]
-    ['0', '1e-4', '0.25', '12', '1,500', '2M']
+    >>> [number(x) for x in (0, 0.0001, 0.25, 12, 1500, 25_000, 2e6)]
+    ['0', '1e-4', '0.25', '12', '1,500', '25k', '2M']
     """
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "-"
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.3g}k"
     if abs(value) < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -95,9 +100,10 @@ def number(value: float) -> str:
 def figure(chart: Chart) -> str:
     """HTML: the picture, a box for each curve, and the numbers in a table."""
     boxes = "".join(
-        f'<label style="--c:var(--s{one.place % COLOURS})"><input type="checkbox" checked data-series="{i}">'
+        f'<label style="--c:var(--s{one.place % COLOURS})"><input type="checkbox" checked data-series="{one.place}">'
         f'<span class="swatch"></span>{escape(one.name)}</label>'
-        for i, one in enumerate(chart.series)
+        for one in chart.series
+        if not one.dashed
     )
     return f"""<figure data-chart="{chart.name}">
 <figcaption><strong>{escape(chart.title)}</strong><p>{escape(chart.note)}</p></figcaption>
@@ -114,7 +120,7 @@ def svg(chart: Chart) -> str:
         return "<p>Nothing was measured.</p>"
     x, y = axis(xs, LEFT, WIDTH - RIGHT, chart.x_log), axis(ys, HEIGHT - BOTTOM, TOP, chart.y_log)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
-    for tick in x.ticks():
+    for tick in sorted(set(xs)) if chart.x_log and len(set(xs)) <= 6 else x.ticks():
         parts.append(f'<path class="grid" d="M{x(tick)} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x(tick)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{number(tick)}</text>')
     for tick in y.ticks():
@@ -128,14 +134,14 @@ def svg(chart: Chart) -> str:
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(chart.x_label)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>')
-    parts += [curve(one, i, x, y) for i, one in enumerate(chart.series)]
+    parts += [curve(one, x, y) for one in chart.series]
     return "\n".join([*parts, "</svg>"])
 
 
-def curve(one: Series, i: int, x: Axis, y: Axis) -> str:
+def curve(one: Series, x: Axis, y: Axis) -> str:
     places = [f"{x(a)} {y(b)}" for a, b in one.points]
     dashes = ' stroke-dasharray="6 4"' if one.dashed else ""
-    parts = [f'<g data-series="{i}" style="--c:var(--s{one.place % COLOURS})">']
+    parts = [f'<g data-series="{one.place}" style="--c:var(--s{one.place % COLOURS})">']
     if one.band:
         there = [f"{x(a)} {y(low)}" for a, low, _ in one.band]
         back = [f"{x(a)} {y(high)}" for a, _, high in reversed(one.band)]

@@ -9,7 +9,6 @@ from train import evaluate
 from train.data import Example
 from train.experiment import Tokenizers
 from train.tasks import TASKS
-from zoo.core import UserError
 from zoo.predictor import Predictor
 
 BANDS = 14  # of lengths up to the longest that is read, which is twice the longest trained on
@@ -35,30 +34,33 @@ def by_length(predictor: Predictor, test: Sequence[Example], longest: int, token
       trained on, and the ``scores``; null for a model that cannot read so far.
     """
     width = max(1, -(-2 * longest // BANDS))
-    joined = list(beyond(predictor, test, longest, tokenizers))
+    joined = beyond(predictor, test, longest, tokenizers)
     bands: dict[tuple[int, bool], list[Example]] = {}
     for example, is_joined in itertools.chain(zip(test, itertools.repeat(False)), zip(joined, itertools.repeat(True))):
         length = length_of(predictor, example.source)
         if length <= 2 * longest:
             bands.setdefault(((length - 1) // width, is_joined or length > longest), []).append(example)
+    chosen = {band: evaluate.spread(found, EXAMPLES) for band, found in sorted(bands.items())}
+    outputs = written(predictor, [example for found in chosen.values() for example in found])
+    score = TASKS[task].score
     return [
-        {"low": band * width + 1, "high": (band + 1) * width, "beyond": is_beyond}
-        | {"examples": min(len(found), EXAMPLES), "scores": scores(predictor, evaluate.spread(found, EXAMPLES), task)}
-        for (band, is_beyond), found in sorted(bands.items())
+        {"low": band * width + 1, "high": (band + 1) * width, "beyond": is_beyond, "examples": len(found)}
+        | {"scores": score([outputs[e.source] for e in found], [e.references for e in found]) if fits(found, outputs) else None}
+        for (band, is_beyond), found in chosen.items()
     ]
 
 
-def scores(predictor: Predictor, examples: Sequence[Example], task: str) -> dict[str, float] | None:
-    """The task's scores with as much room as these examples want."""
-    room = {
-        "max_source_len": max(length_of(predictor, example.source) for example in examples),
-        "max_len": 8 + max(map(len, predictor.target_tokenizer.encode_batch([example.target for example in examples]))),
-    }
-    try:
-        texts = predictor.predict([example.source for example in examples], **room)
-    except UserError:  # learned positions end somewhere
-        return None
-    return TASKS[task].score(texts, [example.references for example in examples])
+def fits(examples: Sequence[Example], outputs: dict[str, str]) -> bool:
+    """Whether the model could read them all."""
+    return all(example.source in outputs for example in examples)
+
+
+def written(predictor: Predictor, examples: Sequence[Example]) -> dict[str, str]:
+    """Source -> output of those that the model can read, with as much room as all of them want: few programs are compiled."""
+    most = getattr(predictor.model.config, "max_len", 2**20)  # learned positions end somewhere
+    room = 8 + max(map(len, predictor.target_tokenizer.encode_batch([example.target for example in examples])))
+    sources = sorted({e.source for e in examples if length_of(predictor, e.source) <= most})
+    return dict(zip(sources, predictor.predict(sources, max_source_len=most, max_len=min(room, most)), strict=True))
 
 
 def beyond(predictor: Predictor, test: Sequence[Example], longest: int, tokenizers: Tokenizers) -> Iterator[Example]:

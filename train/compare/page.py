@@ -76,9 +76,9 @@ def markdown(said: dict[str, Any], sections: Sequence[tuple], heatmaps: Sequence
         ]
     for title, note, found in sections:
         parts += [f"## {title}", marked(note)]
-        parts += [
-            f"**{marked(each.title)}.** {marked(each.note)}\n\n![{marked(each.title)}](plots/{each.name}.png)" for each in found
-        ]
+        for each in found:
+            said_of_it = f"**{marked(each.title)}.** {marked(each.note)}".strip()
+            parts += [said_of_it, f"![{marked(each.title)}](plots/{each.name}.png)"]
     if heatmaps:
         parts += ["## Attention", plots.ATTENTION]
         parts += [f"![{marked(name)}](plots/{path.name})" for name, path in heatmaps]
@@ -122,7 +122,7 @@ def as_text(row: dict[str, Any], said: dict[str, Any]) -> dict[str, str]:
         f"to {said['score'].upper()} {charts.number(said['reach'])}, s": text_of(
             row["seconds_to_reach"], ",.0f", "not reached"
         ),
-        "step memory, MiB": text_of(size and size / 2**20, ",.0f", "not known"),
+        "step memory, MiB": charts.number(size / 2**20) if size else "not known",
         "best validation loss, nats/token": text_of(row["best_nll"], ".3f"),
         **{f"test {name.upper()} %": spread(values) for name, values in row["test"].items()},
         f"decoding, {TASKS[said['task']].unit}/s": text_of(row["decoding"]["outputs_per_second"], ",.0f"),
