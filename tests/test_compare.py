@@ -249,6 +249,7 @@ def test_a_budget_in_target_tokens(made, configs):
         (["--seed", "4"], "choose how many with --seeds"),
         (["--lengths", "1"], "a sequence has at least 2 tokens"),
         (["--model.hiden-dim", "4"], "hiden-dim"),
+        (["--hosts.kind", "given"], "a comparison runs on one host"),
     ],
 )
 def test_bad_input_is_one_sentence(configs, tmp_path, capsys, options, message):

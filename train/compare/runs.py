@@ -130,6 +130,8 @@ def members(settings: Settings) -> list[Member]:
 def member(settings: Settings, name: str, path: str) -> Member:
     first = parsed(path, list(settings.overrides), settings.workdir, 0)
     experiment.check(first)
+    if first.hosts.kind != "one":
+        raise UserError(f"hosts.kind is {first.hosts.kind}: a comparison runs on one host, so leave it out")
     facts = data_facts(first, settings.workdir)
     steps = settings.steps or math.ceil(settings.tokens / facts.target_tokens)
     options = [*budget(steps), *settings.overrides] if steps else list(settings.overrides)
