@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from zoo.page import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 300, 62, 14, 12, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 290, 62, 14, 12, 48
 COLOURS = 8  # of the page's styles, s0 to s7
 MARKERS = "os^Dv*Pp"  # of matplotlib
 

@@ -40,7 +40,7 @@ class Norms(NamedTuple):
 def gradient_norms(model: Seq2Seq, params: PyTree, source: Tokens, target: Tokens) -> Norms:
     """The norms for a batch; those of masked tokens mean nothing.
 
-    Each position is given a row of its own in a longer table of embeddings, so that the table's gradient tells them apart.
+    Each position is given a row of its own in a longer table of embeddings, so that the rows' gradients tell them apart.
     """
     (B, S), T = source.ids.shape, target.ids.shape[1]
     read_BT = shift_right(target.ids, model.config.first(source))
@@ -51,10 +51,11 @@ def gradient_norms(model: Seq2Seq, params: PyTree, source: Tokens, target: Token
     )
     new_source = source._replace(ids=sizes[0] + jnp.arange(B * S).reshape(B, S))
     new_read_BT = sizes[1] + B * S + jnp.arange(B * T).reshape(B, T)
-    tables, others = lengthened(params, abstract_params(longer), rows_N)
+    padded, own_rows = lengthened(params, abstract_params(longer), rows_N)
 
-    def losses(tables: dict[str, jax.Array]) -> jax.Array:
-        variables = {"params": unflatten_params(others | tables)}
+    def losses(own_rows: dict[str, jax.Array]) -> jax.Array:
+        tables = {name: jnp.concatenate([padded[name], rows_ND]) for name, rows_ND in own_rows.items()}
+        variables = {"params": unflatten_params(padded | tables)}
         wide = longer.build()
         memory = wide.apply(variables, new_source, method="encode")
         outputs, _ = wide.apply(variables, new_read_BT, memory, method="decode")
@@ -62,23 +63,26 @@ def gradient_norms(model: Seq2Seq, params: PyTree, source: Tokens, target: Token
         nll_BT = -jnp.take_along_axis(log_probs_BTV, target.ids[..., None], axis=-1)[..., 0]
         return jnp.where(target.mask, nll_BT, 0).sum(axis=0)  # rows of a batch have nothing to do with each other
 
-    # The rows of their own are the last of a table; a table that is not read there has no gradient.
-    gradients = jax.jacrev(losses)(tables)
-    squares_TN = sum((g_TVD[:, -rows_N.size :] ** 2).sum(axis=-1) for g_TVD in gradients.values())
-    norms_TN = jnp.sqrt(squares_TN)
+    _, backward = jax.vjp(losses, own_rows)
+
+    def norms(one_hot_T: jax.Array) -> jax.Array:
+        [gradients] = backward(one_hot_T)  # a row that is not read has none
+        return jnp.sqrt(sum((g_ND**2).sum(axis=-1) for g_ND in gradients.values()))
+
+    norms_TN = jax.lax.map(norms, jnp.eye(T))  # one token after the other: tables may be large
     return Norms(norms_TN[:, B * S :].reshape(T, B, T), norms_TN[:, : B * S].reshape(T, B, S))
 
 
 def lengthened(params: PyTree, wanted: PyTree, rows_N: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Parameters for larger vocabularies: tables of embeddings with these of their rows again at the end, others with zeros."""
-    tables, others, wanted = {}, {}, flatten_params(wanted)
+    """Parameters for larger vocabularies, new entries 0, but tables of embeddings as they are; and the rows that those want."""
+    padded, own_rows, wanted = {}, {}, flatten_params(wanted)
     for name, leaf in flatten_params(params).items():
         more = [(0, new - old) for new, old in zip(wanted[name].shape, leaf.shape, strict=True)]
         if name.endswith("embedding") and more[0][1]:
-            tables[name] = jnp.concatenate([leaf, jnp.take(leaf, rows_N, axis=0, mode="clip")])
+            padded[name], own_rows[name] = leaf, jnp.take(leaf, rows_N, axis=0, mode="clip")
         else:
-            others[name] = jnp.pad(leaf, more)
-    return tables, others
+            padded[name] = jnp.pad(leaf, more)
+    return padded, own_rows
 
 
 def flow(predictor: Predictor, test: Sequence[Example], longest: int) -> dict[str, list]:
