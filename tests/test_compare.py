@@ -136,7 +136,7 @@ def files(workdir: Path) -> dict[str, bytes]:
 
 def test_the_same_command_again_only_writes_the_same_report(made, configs, monkeypatch):
     monkeypatch.setattr(loop, "run", None)
-    monkeypatch.setattr(measures, "Measuring", lambda run: None)
+    monkeypatch.setattr(zoo, "load", None)
     before = files(made["workdir"])
     assert main([*configs, "--workdir", str(made["workdir"]), *OPTIONS]) == 0
     assert files(made["workdir"]) == before
@@ -223,7 +223,7 @@ def test_no_text_becomes_markup(made):
     assert html.count("<script") == 2  # the page's own: data and program
     assert "elman&lt;script&gt;" in html
     markdown = (made["workdir"] / "report.md").read_text()
-    assert "<script" not in markdown
+    assert not [line for line in markdown.splitlines() if "<script" in line and not line.startswith("    ")]  # but as code
     for name in re.findall(r"\]\((plots/[^)]*)\)", markdown):
         assert (made["workdir"] / name).read_bytes()[:4] == b"\x89PNG"
     assert "elman&lt;script&gt;" in markdown
@@ -397,7 +397,7 @@ def test_charts_place_points_by_their_values():
     assert f"L{float(right)} {high}" in drawn
     assert f'd="M{(left + right) / 2} {top}V' in drawn  # the mark, half way between 1 and 100
     assert 'a"<' not in charts.figure(chart)
-    assert charts.axis([3e-7, 2e-1], 0, 1, log=True).ticks() == pytest.approx([1e-6, 1e-4, 1e-2], rel=1e-6)
+    assert charts.axis([3e-7, 2e-1], 0, 1, log=True).ticks() == pytest.approx([1e-5, 1e-3, 1e-1], rel=1e-6)
     assert charts.axis([0, 10], 0, 1, log=False).ticks() == [0, 5, 10]
     assert [charts.number(x) for x in (0.5, 12_000)] == ["0.5", "12k"]
     assert charts.svg(chart._replace(series=[])) == "<p>Nothing was measured.</p>"

@@ -65,7 +65,7 @@ def html(said: dict[str, Any], sections: Sequence[tuple]) -> str:
 
 
 def markdown(said: dict[str, Any], sections: Sequence[tuple], heatmaps: Sequence[tuple[str, Path]]) -> str:
-    parts = [f"# {TITLE}", marked(summary(said)), f"    {said['command']}"]
+    parts = [f"# {TITLE}", marked(summary(said)), f"    {' '.join(said['command'].splitlines())}"]
     parts += [f"**Not a fair setting.** {marked(text)}" for text in said["warnings"]]
     parts += ["## The table", markdown_table(*cells(said)), marked(legend(said))]
     if any(row["published"] for row in said["table"]):

@@ -30,7 +30,7 @@ def compiled(config: Experiment, model: Seq2Seq, shape: Sequence[int]) -> tuple[
     tx = optim.make(
         config.optimizer, abstract_params(model.config), max(config.training.steps // config.optimizer.accumulate, 1)
     )
-    example, key = model.config.example(batch=1), jax.random.key(0)
+    example, key = model.config.example(batch=1, source_len=2, target_len=2), jax.random.key(0)
     state = jax.jit(partial(init_state, model, tx, example, key, config.optimizer))()
     step = make_train_step(model, tx, config.training.label_smoothing, config.optimizer, compute)
     batch = full_batch(shape, model.config.source_vocab_size, model.config.target_vocab_size)
