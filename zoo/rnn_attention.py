@@ -16,6 +16,7 @@ Departures from the papers:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -277,32 +278,51 @@ class Luong(Seq2Seq):
 
     def decode(self, tokens_BT, memory: LuongMemory, cache=None, train: bool = False, attention: bool = False):
         cache = self.init_cache(memory, tokens_BT.shape[1]) if cache is None else cache
-        layers: list[Weights] = [layer.weights for layer in self.decoder]
-        align, W_c = self.align(memory), self.combine.kernel
-        W_f = self.feed_gates.kernel if self.config.input_feeding else None
         y_BTD = self.drop(self.target_embedding(tokens_BT), deterministic=not train)
+        read = self.read_fed if self.config.input_feeding else self.read
+        cache, attentional_BTD, a_BTS = read(y_BTD, memory, cache, train)
+        hidden_BTD = self.drop(constrain(attentional_BTD, BATCH), deterministic=not train)
+        return Outputs(self.logits(hidden_BTD), {"cross": a_BTS[:, None]} if attention else {}, hidden_BTD), cache
+
+    def read(self, x_BTD: jax.Array, memory: LuongMemory, cache: LuongCache, train: bool):
+        """All tokens at once, a layer after the other, since no step waits for the attention of the one before."""
+        (R, T, _), state = x_BTD.shape, []
+        for i, (layer, carry) in enumerate(zip(self.decoder, cache.state, strict=True)):
+            carry, x_BTD = layer(self.drop(x_BTD, deterministic=not train) if i else x_BTD, carry=carry)
+            state.append(carry)
+        # To the alignment the positions of a row are what the beams of a sentence are: rows that share its keys.
+        h_ND, t_N = x_BTD.reshape(R * T, -1), (cache.position[:, None] + jnp.arange(T)[None]).reshape(-1)
+        attentional_ND, a_NS = self.attend(self.align(memory), h_ND, t_N, memory)
+        attentional_BTD = attentional_ND.reshape(R, T, -1)
+        return LuongCache(tuple(state), attentional_BTD[:, -1], cache.position + T), attentional_BTD, a_NS.reshape(R, T, -1)
+
+    def read_fed(self, y_BTD: jax.Array, memory: LuongMemory, cache: LuongCache, train: bool):
+        """A token at a time, each reading the attentional vector of the one before (section 3.3)."""
+        layers: list[Weights] = [layer.weights for layer in self.decoder]
+        align, W_f = self.align(memory), self.feed_gates.kernel
         masks = self.dropout_masks(y_BTD.shape[:2], y_BTD.dtype, train)
 
         def step(cache: LuongCache, inputs):
             gates_BG, keep = inputs
-            if W_f is not None:
-                gates_BG = gates_BG + cache.attentional @ W_f
-            carry, h_BD = lstm_step(cache.state[0], gates_BG, layers[0])
+            carry, h_BD = lstm_step(cache.state[0], gates_BG + cache.attentional @ W_f, layers[0])
             state = [carry]
             for weights, carry, keep_BD in zip(layers[1:], cache.state[1:], keep, strict=True):
                 carry, h_BD = lstm_step(carry, (h_BD * keep_BD) @ weights.input + weights.bias[None], weights)
                 state.append(carry)
-            a_BS = align(h_BD, cache.position)
-            context_BD = mix(a_BS, memory.values)
-            attentional_BD = jnp.tanh(jnp.concatenate([context_BD, h_BD], axis=-1) @ W_c)
+            attentional_BD, a_BS = self.attend(align, h_BD, cache.position, memory)
             return LuongCache(tuple(state), attentional_BD, cache.position + 1), (attentional_BD, a_BS)
 
         gates_TBG = jnp.swapaxes(input_gates(y_BTD, layers[0]), 0, 1)
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         cache, over_time = jax.lax.scan(step, cache, (gates_TBG, masks))
-        attentional_BTD, a_BTS = (constrain(jnp.swapaxes(x, 0, 1), BATCH) for x in over_time)
-        hidden_BTD = self.drop(attentional_BTD, deterministic=not train)
-        return Outputs(self.logits(hidden_BTD), {"cross": a_BTS[:, None]} if attention else {}, hidden_BTD), cache
+        attentional_BTD, a_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
+        return cache, attentional_BTD, a_BTS
+
+    def attend(self, align: Callable, h_RD: jax.Array, t_R: jax.Array, memory: LuongMemory) -> tuple[jax.Array, jax.Array]:
+        """h~_t = tanh(W_c [c_t; h_t]), equation 5, and the weights (R, S) of the context c_t."""
+        a_RS = align(h_RD, t_R)
+        context_RD = mix(a_RS, memory.values)
+        return jnp.tanh(jnp.concatenate([context_RD, h_RD], axis=-1) @ self.combine.kernel), a_RS
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         return constrain(self.output(hidden_BTD), BATCH, None, MODEL)
