@@ -165,6 +165,14 @@ def test_a_run_that_is_lost_is_made_again_with_the_same_numbers(made, configs, t
     assert without_times(json.loads((workdir / "report.json").read_text())) == without_times(made["said"])
 
 
+def test_what_is_kept_depends_on_its_key(tmp_path):
+    path = tmp_path / "folder" / "kept.json"
+    assert runs.cached(path, {"a": (1,)}, lambda: [1.5, float("inf")]) == [1.5, None]
+    assert runs.cached(path, {"a": (1,)}, None) == [1.5, None]
+    assert runs.cached(path, {"a": (2,)}, lambda: "new") == "new"
+    assert json.loads(path.read_text()) == {"key": {"a": [2]}, "value": "new"}
+
+
 def test_other_options_want_another_directory(made, configs, capsys):
     assert main([*configs, "--workdir", str(made["workdir"]), *OPTIONS, "--decoding.beams", "2"]) == 2
     assert "decoding.beams 1, which is 2 now" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def rates(known: dict[str, Any]) -> str:
 
 
 def published() -> tuple[list[str], list[list[str]]]:
-    rows = [[each.system, "-" if each.per is None else str(each.per), each.wer, each.source] for each in G2P]
+    rows = [[each.method, "-" if each.per is None else str(each.per), each.wer, each.source] for each in G2P]
     return ["system", "PER %", "WER %", "source"], rows
 
 

@@ -16,7 +16,7 @@ class Published(NamedTuple):
     """
 
     papers: tuple[str, ...]
-    system: str
+    method: str
     per: float | None
     wer: str
     source: str

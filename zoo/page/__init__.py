@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 PAGE = """<!DOCTYPE html>
@@ -74,4 +74,4 @@ def script_json(data: Any) -> str:
 
 def resource(name: str) -> str:
     """A file that lies beside this one."""
-    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
