@@ -10,6 +10,7 @@ import numpy as np
 
 from zoo.core import EncoderOnly, PyTree, Seq2Seq, Tokens, UserError, pad_tokens
 from zoo.generate import generate
+from zoo.generate.facade import room
 from zoo.page import document, escape
 from zoo.predictor import Predictor
 
@@ -47,8 +48,9 @@ def attend(predictor: Predictor, text: str, **options: Any) -> dict[str, Any]:
         "target": pieces,
         "read": ["\N{OPEN BOX}", *pieces][: len(pieces)],  # what the decoder reads first has no text
     }
-    # A map's shape tells what it is of, if the two lengths differ: padding is never read.
-    source, target = pad_tokens([ids]), pad_tokens([output], len(output) + (len(output) == len(ids)))
+    # Padding is never read: few programs are compiled, and a map's shape tells what it is of if the two lengths differ.
+    S, T = (room(len(tokens), (model,)) for tokens in (ids, output))
+    source, target = pad_tokens([ids], S), pad_tokens([output], T + (T == S) if output else 0)
     maps = jax.device_get(weights(model, predictor.params, source, target))
     return {
         "text": text,
