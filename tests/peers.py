@@ -1,6 +1,7 @@
 """What transformers and CTranslate2 make of a model directory: ``python peers.py DIRECTORY`` reads JSON texts, prints JSON.
 
-Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}.
+Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}. With several
+directories, of encoders: for each the numbers that transformers computes, (texts, tokens or 1, ...).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ def main(directory: str, texts: list[str]) -> dict:
     torch.set_num_threads(1)
     kind = json.load(open(f"{directory}/config.json"))["architectures"][0]  # noqa: SIM115, PTH123
     model, tokenizer = (
-        getattr(transformers, kind).from_pretrained(directory),
+        getattr(transformers, {"GPT2Model": "GPT2LMHeadModel"}.get(kind, kind)).from_pretrained(directory),
         transformers.AutoTokenizer.from_pretrained(directory),
     )
+    if not model.config.is_encoder_decoder:
+        return continued(directory, tokenizer, model, texts)
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
     ids = model.generate(**batch, num_beams=1)
@@ -29,6 +32,46 @@ def main(directory: str, texts: list[str]) -> dict:
     if importlib.util.find_spec("ctranslate2") is not None:
         found["ctranslate2"] = by_ctranslate2(directory, tokenizer, model, texts)
     return found
+
+
+def continued(directory: str, tokenizer, model, texts: list[str]) -> dict:
+    """What goes on after prompts, one at a time: lengths may count the prompt."""
+    import torch
+
+    prompts, said = [tokenizer(text)["input_ids"] for text in texts], []
+    for prompt in prompts:
+        ids = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), num_beams=1)
+        said.append(tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True))
+    found = {"transformers": said, "ctranslate2": None}
+    known = type(model).__name__ in json.load(open(f"{directory}/config.json"))["architectures"]  # noqa: SIM115, PTH123
+    plain = model.generation_config.repetition_penalty in (None, 1.0)
+    if known and plain and importlib.util.find_spec("ctranslate2") is not None:
+        import ctranslate2
+
+        with tempfile.TemporaryDirectory() as out:
+            ctranslate2.converters.TransformersConverter(directory).convert(out, force=True)
+            generator = ctranslate2.Generator(out, inter_threads=1, intra_threads=1)
+            start = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
+            # One by one: of a ragged batch it returns what the longer prompts have more.
+            options = {"beam_size": 1, "max_length": 20, "include_prompt_in_result": False}
+            results = [generator.generate_batch([tokens], **options)[0] for tokens in start]
+        found["ctranslate2"] = [tokenizer.decode(r.sequences_ids[0], skip_special_tokens=True) for r in results]
+    return found
+
+
+def encoded(directory: str, texts: list[str]) -> list:
+    """An encoder's logits, or its hidden states where there is no head; every parameter must come from the file."""
+    import torch
+    import transformers
+
+    kind = json.load(open(f"{directory}/config.json"))["architectures"][0]  # noqa: SIM115, PTH123
+    model, report = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        said = [model(**tokenizer(text, return_tensors="pt")) for text in texts]
+    return [(out.logits if "logits" in out else out.last_hidden_state)[0].tolist() for out in said]
 
 
 def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[str]:
@@ -45,6 +88,7 @@ def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[s
             prefix,
             beam_size=1,
             max_decoding_length=settings.max_length - 1,
+            min_decoding_length=0,
             max_input_length=0,
         )
     ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
@@ -53,4 +97,6 @@ def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[s
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))
+    directory, *others = sys.argv[1:]
+    texts = json.load(sys.stdin)
+    print(json.dumps([encoded(each, texts) for each in (directory, *others)] if others else main(directory, texts)))

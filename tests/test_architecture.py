@@ -14,9 +14,21 @@ from zoo.variants import variants
 ROOT = Path(__file__).parent.parent
 ALLOWED_AT_TOP = {"jax", "flax", "numpy"}
 # What train may know of zoo: never a variant.
-ZOO_FOR_TRAIN = {"zoo"} | {
-    f"zoo.{room}" for room in ["core", "decoding", "generate", "checkpoint", "text", "page", "predictor", "variants"]
-}
+ROOMS = [
+    "core",
+    "decoding",
+    "generate",
+    "checkpoint",
+    "text",
+    "labels",
+    "page",
+    "predictor",
+    "predictor_base",
+    "predictors",
+    "variants",
+    "vectors",
+]
+ZOO_FOR_TRAIN = {"zoo"} | {f"zoo.{room}" for room in ROOMS}
 
 
 def files(*rooms: str) -> list[Path]:
@@ -97,6 +109,7 @@ def test_only_golden_values_and_the_peers_of_a_benchmark_import_torch():
         if p.parent.name != "families" and "torch" in {n.split(".")[0] for n in imports(p)}
     ] == [
         "tests/benchmarks/generation_peers.py",
+        "tests/benchmarks/training_peers.py",
         "tests/golden/make_golden.py",
         "tests/peers.py",
     ]

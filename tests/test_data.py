@@ -88,6 +88,13 @@ def test_parquet_and_named_columns(tmp_path):
     ]
 
 
+def test_whole_numbers_are_labels(tmp_path):
+    records = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    for path in (write(tmp_path, "a.jsonl", jsonl(*records)), str(tmp_path / "a.parquet")):
+        assert list(load(path, source="text", target="label")) == [("a", "1", ("1",)), ("b", "0", ("0",))]
+
+
 def test_lists_of_targets_are_references(tmp_path):
     records = [{"source": "a", "target": ["x", "y"]}, {"source": "b", "target": ["z"]}]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
@@ -153,7 +160,7 @@ def damaged_gzip():
         ("array.jsonl", "[]\n", r"array\.jsonl line 1 is not a JSON object"),
         ("key.jsonl", jsonl({"source": "a", "goal": "b"}), r"line 1 has no key 'target' \(it has source, goal\)"),
         ("null.jsonl", jsonl({"source": None, "target": "b"}), r"line 1 has None for 'source': write a string"),
-        ("number.jsonl", jsonl({"source": "a", "target": 3}), r"line 1 has 3 for 'target'"),
+        ("number.jsonl", jsonl({"source": "a", "target": 3.5}), r"line 1 has 3\.5 for 'target'"),
         ("list.jsonl", jsonl({"source": "a", "target": ["b", 3]}), r"line 1 has 3 for 'target'"),
         ("none.jsonl", jsonl({"source": "a", "target": []}), r"line 1 has \[\] for 'target'"),
         ("bad.parquet", b"PAR1 nonsense", r"bad\.parquet is not a readable Parquet file"),
@@ -181,10 +188,10 @@ def test_a_damaged_gzip_file_is_named(tmp_path, content):
 
 def test_bad_parquet_columns_are_named(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"source": ["a", None], "n": [1, 2]}), path)
+    pq.write_table(pa.table({"source": ["a", None], "n": [1.5, 2.5]}), path)
     with pytest.raises(UserError, match=r"a\.parquet has no column 'target': set the field target to one of source, n"):
         load(str(path))
-    with pytest.raises(UserError, match=r"a\.parquet has int64 in column 'n': write strings"):
+    with pytest.raises(UserError, match=r"a\.parquet has double in column 'n': write strings"):
         load(str(path), target="n")
     with pytest.raises(UserError, match=r"a\.parquet row 2 has None for 'source'"):
         load(str(path), target="source")
@@ -273,6 +280,21 @@ def test_registered_text_pair_sets(name, source, target, monkeypatch):
         examples = Tfds(name, source, target).load("train")
         assert len(examples) == 5
         assert all(e.source and e.target and e.source != e.target and e.references == (e.target,) for e in examples)
+
+
+def test_labels_of_a_registered_set_are_words(monkeypatch):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.testing import mocking
+
+    monkeypatch.setattr(mocking, "_getitems", lambda keys, generator: [generator[key] for key in keys])
+    with tfds.testing.mock_data(num_examples=20):
+        examples = Tfds("imdb_reviews", "text", "label").load("train")
+        assert {e.target for e in examples} == {"neg", "pos"}
+        assert all(e.references == (e.target,) for e in examples)
+        unlabelled = lambda keys, generator: [{**generator[key], "label": np.array(-1)} for key in keys]  # noqa: E731
+        monkeypatch.setattr(mocking, "_getitems", unlabelled)
+        with pytest.raises(UserError, match="'test' of imdb_reviews has examples without a label"):
+            Tfds("imdb_reviews", "text", "label").load("test")
 
 
 @pytest.mark.parametrize(

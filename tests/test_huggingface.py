@@ -409,8 +409,8 @@ def test_a_model_without_a_counterpart(tmp_path):
     predictor = zoo.Predictor(model, jax.jit(model.init)(jax.random.key(0), *config.example())["params"], *(tokenizer,) * 2)
     with pytest.raises(zoo.UserError, match="ElmanConfig with these settings has no counterpart"):
         zoo.save(predictor, tmp_path / "out", format="huggingface")
-    with pytest.raises(zoo.UserError, match="format is 'onnx'"):
-        zoo.save(predictor, tmp_path / "out", format="onnx")
+    with pytest.raises(zoo.UserError, match="format is 'pickle'"):
+        zoo.save(predictor, tmp_path / "out", format="pickle")
 
 
 def test_the_command_line(tmp_path, capsys, predictor):

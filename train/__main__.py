@@ -113,26 +113,42 @@ def parse(experiment, options: list[str], name: str):
       UserError: an unknown field (with the nearest one), or a value of the wrong type.
       SystemExit: after ``--help``.
     """
+    from train.experiment import Experiment
+
+    command = read_options(experiment, options, name)
+    if not command.workdir:
+        raise UserError(f"--workdir is missing: the directory that the run is written to; {USAGE}")
+    if command.init_from:
+        from train.start import filled
+
+        # Its model and decoding are only known now: what was typed is changed in them.
+        experiment = dataclasses.replace(experiment, init_from=command.init_from)
+        command = read_options(filled(experiment, Path(command.workdir)), options, name)
+    fields = shallow(command)
+    workdir = fields.pop("workdir")
+    return Experiment(**fields), Path(workdir)
+
+
+def read_options(experiment, options: list[str], name: str):
+    """A ``train.experiment.Command``: the experiment with the options. Raises as ``parse``."""
     import tyro
 
-    from train.experiment import Command, Experiment
+    from train.experiment import Command
 
-    default = Command(**shallow(experiment))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command = tyro.cli(
-                Command, args=options, prog=f"python -m train {name}", default=default, config=(tyro.conf.AvoidSubcommands,)
+            return tyro.cli(
+                Command,
+                args=options,
+                prog=f"python -m train {name}",
+                default=Command(**shallow(experiment)),
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(one_sentence(said.getvalue(), f"python -m train {name} --help lists all options")) from None
-    if not command.workdir:
-        raise UserError(f"--workdir is missing: the directory that the run is written to; {USAGE}")
-    fields = shallow(command)
-    workdir = fields.pop("workdir")
-    return Experiment(**fields), Path(workdir)
 
 
 def shallow(data) -> dict:

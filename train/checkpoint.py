@@ -1,8 +1,8 @@
 """A run's checkpoints: Orbax, with the experiment, the tokenizers and the place in the data beside the weights.
 
-``checkpoints/<step>/`` holds the items params, ema (where there is one), optimizer (all else of the state), data (the
-iterator's state), model (what ``zoo.load`` needs beside the weights), experiment and metrics (for the choice of the best),
-and ``manifest.json``. Other names in ``checkpoints/``:
+``checkpoints/<step>/`` holds the items params, ema (where there is one), base (the model's parameters, where params are
+adapters), optimizer (all else of the state), data (the iterator's state), model (what ``zoo.load`` needs beside the weights),
+experiment and metrics (for the choice of the best), and ``manifest.json``. Other names in ``checkpoints/``:
 
     <step>.saving...    a save that is going on, or was interrupted: removed at the next start
     <step>.deleting     a step that is no longer kept: the same
@@ -34,7 +34,7 @@ from zoo.core import PyTree, UserError, first_line
 
 NO_SPACE = os.strerror(errno.ENOSPC)  # Orbax raises a ValueError that ends in these words
 MARGIN = 2**20  # bytes that a checkpoint takes beside its arrays, and that the run's other files may want
-ARRAYS, JSONS = ("params", "ema", "optimizer"), ("data", "model", "experiment", "metrics")
+ARRAYS, JSONS = ("params", "ema", "base", "optimizer"), ("data", "model", "experiment", "metrics")
 NONE, ALL_DAMAGED = -1, -2
 
 
@@ -187,7 +187,8 @@ class Checkpoints:
         """A checkpoint in the places that ``abstract`` names, whatever devices it was saved from.
 
         Raises:
-          UserError: it is of another model, optimizer, ``optimizer.ema`` or ``optimizer.accumulate``, or cannot be read.
+          UserError: it is of another model, optimizer, ``lora``, ``optimizer.ema`` or ``optimizer.accumulate``, or cannot be
+            read.
         """
         path = self.directory / str(step)
         if step != self.newest:
@@ -249,7 +250,7 @@ def parts(state: State) -> dict[str, PyTree]:
     else:
         key = jax.random.key_data(key)
     rest = {name: part for name, part in state._asdict().items() if part is not None} | {"key": key}
-    trees = {name: rest.pop(name) for name in ("params", "ema") if name in rest}
+    trees = {name: rest.pop(name) for name in ("params", "ema", "base") if name in rest}
     return trees | {"optimizer": rest}
 
 
@@ -258,12 +259,13 @@ def check_settings(path: Path, templates: dict[str, PyTree]) -> None:
     saved = orbax.item_metadata(path / "optimizer").keys()
     wanted = orbax.by_name(templates["optimizer"]).keys()
     for field, was, now in (
-        ("ema", (path / "ema").is_dir(), "ema" in templates),
-        ("accumulate", *(any(name.startswith("accumulated/") for name in names) for names in (saved, wanted))),
+        ("lora", (path / "base").is_dir(), "base" in templates),
+        ("optimizer.ema", (path / "ema").is_dir(), "ema" in templates),
+        ("optimizer.accumulate", *(any(name.startswith("accumulated/") for name in names) for names in (saved, wanted))),
     ):
         if was != now:
             raise UserError(
-                f"{path} was saved {'with' if was else 'without'} optimizer.{field}, and the experiment is "
+                f"{path} was saved {'with' if was else 'without'} {field}, and the experiment is "
                 f"{'with' if now else 'without'} it: repeat the run's command, or choose another --workdir"
             )
     if saved != wanted:

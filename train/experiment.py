@@ -9,12 +9,13 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args, get_type_hints
 
-from train.data import Batching, Files, Tfds
+from train.data import Batching, Files, Tfds, Windows
+from train.lora import Lora
 from train.optim import Optimizer, Rules
 from train.parallel import Parallel
 from train.step import Compute
 from train.tasks import TASKS
-from zoo.core import ModelConfig, UserError
+from zoo.core import EncoderOnly, ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.text import Kind
 from zoo.variants import check_sizes, config_to_json, fits
@@ -101,31 +102,43 @@ class Experiment:
 
     Attributes:
       model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
-      data: where text pairs come from.
+      init_from: what to start from instead of random parameters: all that ``zoo.load`` reads, such as a Hugging Face directory.
+        Tokenizers, decoding and model are that one's; ``model`` and ``decoding`` then say what is to differ (``train.start``).
+      data: where text pairs, or windows of plain text, come from.
+      init_embeddings: word vectors that the embeddings of known tokens start from, scaled to the size of the random ones: a
+        model of such vectors, or a file of the word2vec tool.
       tokenizers: how text becomes tokens.
       batching: how examples become batches.
       optimizer: how parameters are updated.
+      lora: low-rank adapters, if those are to be trained and not the model's own parameters.
       training: how long, and what is seen on the way.
       decoding: how outputs are generated, in evaluation and afterwards.
       compute: how the same numbers are computed.
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
-      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF) or "text"
-        (character error rate).
-      seed: of the initial parameters, the order of the examples and dropout.
+      task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
+        (character error rate), "language" (perplexity: outputs are drawn as samples alone), "classify" (accuracy, F1, area
+        under the ROC curve) or "vectors" (the loss of telling words from noise).
+      corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
+        "mask" for masked language models.
+      seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
     model: ModelConfig
-    data: Tfds | Files
+    data: Tfds | Files | Windows
+    init_from: str = ""
+    init_embeddings: str = ""
     tokenizers: Tokenizers = Tokenizers()
     batching: Batching = Batching()
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     training: Training = Training()
     decoding: Decoding = Decoding()
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text"] = "text"
+    task: Literal["pronunciation", "translation", "text", "language", "classify", "vectors"] = "text"
+    corruption: Literal["none", "mask"] = "none"
     seed: int = 0
 
 
@@ -147,7 +160,7 @@ BOUNDS = {
     "tokenizers.vocab_size": (0, 2**24),
     "tokenizers.min_count": (1, MOST),
     "batching.tokens": (1, 2**26),
-    "batching.max_source_len": (1, 2**20),
+    "batching.max_source_len": (0, 2**20),
     "batching.max_target_len": (1, 2**20),
     "batching.buckets": (1, 64),
     "batching.window": (1, MOST),
@@ -160,6 +173,9 @@ BOUNDS = {
     "optimizer.weight_decay": (0, 1e6),
     "optimizer.accumulate": (1, MOST),
     "optimizer.ema": (0, 1),
+    "optimizer.layer_decay": (0, 1),
+    "lora.rank": (0, 2**20),
+    "lora.alpha": (0, 1e6),
     "training.steps": (1, MOST),
     "training.label_smoothing": (0, 1),
     "training.log_every": (1, MOST),
@@ -203,13 +219,42 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             f"tokenizers.shared wants one kind for both sides, not {tokenizers.source} and {tokenizers.target}: make them equal"
         )
-    if experiment.model.wants_one_vocabulary and not tokenizers.shared:
+    if experiment.model.wants_one_vocabulary and not (tokenizers.shared or experiment.init_from):
         raise UserError(
-            'model.share_embeddings is "all", which wants one vocabulary for both sides: set tokenizers.shared, or '
-            'share_embeddings to "target"'
+            "the model wants one vocabulary for both sides: set tokenizers.shared, or, if there is such a field, "
+            'model.share_embeddings to "target"'
         )
+    check_vectors(experiment)
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
+    model = experiment.model.build()
+    masked = isinstance(model, EncoderOnly) and not (experiment.model.wants_labels or model.VECTORS)
+    if masked != (experiment.corruption == "mask"):
+        raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
+    if experiment.model.wants_labels != (experiment.task == "classify"):
+        raise UserError(
+            f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"
+        )
+    if experiment.model.wants_labels:
+        target = dataclasses.replace(experiment.model, source_vocab_size=9, target_vocab_size=9).example(1)[1]
+        if target.ids.shape[1] != 1:
+            raise UserError("the model tells a label of each token, but the data has one of each text: choose another head")
+
+
+def check_vectors(experiment: Experiment) -> None:
+    """Raises UserError unless the data, the model and the task are all of word vectors, or none is."""
+    parts = {
+        "data": isinstance(experiment.data, Windows),
+        "model": bool(experiment.model.build().VECTORS),
+        "task": experiment.task == "vectors",
+    }
+    if len(set(parts.values())) > 1:
+        of, other = (" and ".join(name for name in parts if parts[name] is wanted) for wanted in (True, False))
+        raise UserError(
+            f"{of} of the experiment is for word vectors, but {other} is not: all three or none, see configs/word2vec_text.py"
+        )
+    if parts["data"] and (experiment.batching.pack or experiment.training.label_smoothing):
+        raise UserError("word vectors are learned without batching.pack and training.label_smoothing: leave them out")
 
 
 def check_types(data: Any, prefix: str = "") -> None:

@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 import zoo
-from train import evaluate, experiment, flops, hosts, memory, optim, parallel, report
+from train import embeddings, evaluate, experiment, flops, hosts, memory, optim, parallel, report, start
 from train.checkpoint import Checkpoints, SaveFailed
-from train.data import Batch, Example, Tokenized, bucket_shapes, check_ids, eval_batches, prefetch_to_device, train_batches
+from train.data import (
+    Batch,
+    Example,
+    Tokenized,
+    WindowBatches,
+    Windows,
+    bucket_shapes,
+    check_ids,
+    eval_batches,
+    prefetch_to_device,
+    train_batches,
+)
+from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.journal import Fed, Journal
 from train.saver import Saver
-from train.step import State, init_state, make_eval_step, make_train_step
+from train.step import State, init_state, make_eval_step, make_train_step, new_state
 from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
-from train.tasks import TASKS
+from train.tasks import TASKS, confusion
 from train.view import View
+from zoo import vectors
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
-from zoo.core import UserError
-from zoo.predictor import Predictor
-from zoo.text import Tokenizer
+from zoo.checkpoint.rules import some
+from zoo.core import SPECIAL_TOKENS, EncoderOnly, UserError
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
+from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
 
 TOKENIZER_TEXTS = 1_000_000  # training examples at most that a vocabulary is learned from
@@ -94,18 +112,22 @@ class Run:
         self.view.say("reading the data")
         self.train_examples, self.validation = config.data.load("train"), config.data.load("validation")
         self.test_examples = config.data.load("test")  # now: a wrong name must not wait for the end of training
-        self.source_tokenizer, self.target_tokenizer = self.tokenizers(config)
+        known = start.settings(config, workdir)  # what is known of the model before the data
+        self.source_tokenizer, self.target_tokenizer = self.tokenizers(config, known)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
-        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+        batching = dataclasses.replace(config.batching, max_target_len=1) if config.model.wants_labels else config.batching
+        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), batching=batching)
         compute = config.compute
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
         )
+        if config.batching.pack and not self.model.PACKS:
+            raise UserError(f"batching.pack is on, but {type(self.model).__name__} reads one pair a row: turn it off")
         self.flops = flops.training_flops(self.model)
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
         self.spent = 0.0  # seconds of earlier commands of this run
-        self.predictor = Predictor(
+        self.predictor = predictor_for(self.model)(
             self.model,
             params=None,
             source_tokenizer=self.source_tokenizer,
@@ -113,22 +135,27 @@ class Run:
             decoding=config.decoding,
             place=self.place,
             multiple_of=self.parallel.rows,
+            origin=known and start.origin(known, self.config.model),
         )
 
-    def tokenizers(self, config: Experiment) -> tuple[Tokenizer, Tokenizer]:
-        """Those of the run's checkpoint, else new ones learned from the training split."""
-        if self.latest is not None:
-            saved = self.checkpoints.read_json(self.latest, "model")
-            return tuple(Tokenizer.from_json(saved[f"{side}_tokenizer"], str(self.workdir)) for side in ("source", "target"))
+    def tokenizers(self, config: Experiment, known: PredictorBase | None) -> tuple[Tokenizer, Tokenizer]:
+        """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
+        if known is not None:
+            target = known.target_tokenizer
+            if self.latest is None and config.model.wants_labels:
+                target = start.labels(target, self.train_examples)
+            return known.source_tokenizer, target
         wanted = config.tokenizers
         sample = evaluate.spread(self.train_examples, TOKENIZER_TEXTS)
         sources, targets = [e.source for e in sample], [e.target for e in sample]
-        learn = partial(
+        learn: Callable = partial(
             Tokenizer.train, vocab_size=wanted.vocab_size or None, min_count=wanted.min_count, lowercase=wanted.lowercase
         )
         if wanted.shared:
             shared = learn(wanted.source, [*sources, *targets])
             return shared, shared
+        if config.model.wants_labels:
+            return learn(wanted.source, sources), start.labels(None, self.train_examples)
         return learn(wanted.source, sources), learn(wanted.target, targets)
 
     def facts(self) -> dict[str, Any]:
@@ -148,7 +175,7 @@ class Run:
             self.train()
         elif path.exists() and (done := json.loads(path.read_text(encoding="utf-8")))["steps"] == self.latest:
             self.view.say(f"{self.workdir} is done; raise --training.steps to train it further")
-            self.view.summary(done, None, self.workdir, self.typed())
+            self.view.summary(done, None, self.workdir, self.task.command, self.typed())
             return done
         return self.test()
 
@@ -161,7 +188,7 @@ class Run:
         self.view.parameters(type(self.config.model).__name__.removesuffix("Config"), state.params)
         self.view.say(f"{len(self.train_examples):,} training examples, batches of (rows, source, target): {shapes}")
         self.eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
-        self.eval_batches = eval_batches(Tokenized(self.validation, *self.sides()), shapes, self.parallel.host)
+        self.eval_batches = self.evaluation_batches(self.validation, shapes)
         with (
             self.journal(state) as journal,
             Programs() as programs,
@@ -195,29 +222,66 @@ class Run:
     def training_batches(self):
         """The endless stream of batches, and the shapes they come in."""
         batching = self.config.batching
-        data = Tokenized(self.train_examples, *self.sides())
+        if isinstance(self.config.data, Windows):
+            return self.windows.train_batches(), (self.windows.shape,)
+        data = self.tokenized(self.train_examples)
         shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
+
+    @functools.cached_property
+    def windows(self) -> WindowBatches:
+        """What batches of word windows are drawn by."""
+        config, data = self.config, self.tokenized(self.train_examples)
+        return WindowBatches(data, config.data, config.batching, self.parallel.rows, config.seed, self.parallel.host)
+
+    def evaluation_batches(self, examples: Sequence[Example], shapes: Sequence) -> Iterable[Batch]:
+        """All of these examples, in batches of the shapes that training has."""
+        data = self.tokenized(examples)
+        if isinstance(self.config.data, Windows):
+            return self.windows.eval_batches(data)
+        return eval_batches(data, shapes, self.parallel.host)
 
     def begin(self, batches) -> tuple[State, Any]:
         """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
         config = self.config
         updates = config.training.steps // config.optimizer.accumulate
-        tx = optim.make(config.optimizer, abstract_params(config.model), updates)
+        params, lora = abstract_params(config.model), config.lora
+        tx = optim.make(config.optimizer, params, updates, lora.shapes(params) if lora.rank else None)
         example, key = config.model.example(batch=1), jax.random.key(config.seed)
-        init = partial(init_state, self.model, tx, example, key, config.optimizer)
+        init = partial(init_state, self.model, tx, example, key, config.optimizer, lora)
         train_step = self.parallel.compile_train(
-            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute)
+            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute, lora)
         )
         abstract = self.parallel.abstract(init)
         memory.check(abstract)
         if self.latest is None:
-            return self.parallel.init(init), train_step
+            state = self.pretrained(tx, example) if config.init_from else self.parallel.init(init)
+            return self.embedded(state) if config.init_embeddings else state, train_step
         saved = self.checkpoints.restore(self.latest, abstract)
         batches.set_state(saved.progress["iterator"])
         self.spent = saved.progress["seconds"]
         self.view.say(f"continuing at step {self.latest} of {config.training.steps}")
         return saved.state, train_step
+
+    def pretrained(self, tx: optax.GradientTransformation, example: tuple) -> State:
+        """The first state of a run that starts from a model."""
+        config = self.config
+        init_key, key = jax.random.split(jax.random.key(config.seed))
+        initial = lambda: self.model.init(init_key, *example)["params"]  # noqa: E731
+        params, new = start.params(config, config.model, self.parallel.mesh, initial)
+        self.view.say(f"starting from {config.init_from}" + (f"; new are {some(new)}" if new else ""))
+        return self.parallel.init(partial(new_state, tx=tx, key=key, optimizer=config.optimizer, lora=config.lora), params)
+
+    def embedded(self, state: State) -> State:
+        """The state with word vectors for the embeddings of known tokens."""
+        where, sides = self.config.init_embeddings, {"source": self.source_tokenizer, "target": self.target_tokenizer}
+        trained = state.base is None
+        params, lines = embeddings.fill(state.params if trained else state.base, vectors.load(where), sides, where)
+        for line in lines:
+            self.view.say(line)
+        if not trained:
+            return state._replace(base=params)
+        return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
     @contextlib.contextmanager
     def journal(self, state: State) -> Iterator[Journal]:
@@ -245,6 +309,10 @@ class Run:
     def evaluated(self) -> bool:
         """Whether the checkpoint that this command began with has been."""
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
+
+    def tokenized(self, examples: Sequence[Example]) -> Tokenized:
+        corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
+        return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
     def sides(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
@@ -292,11 +360,12 @@ class Run:
 
     def description(self) -> dict[str, Any]:
         """What ``zoo.load`` needs beside the weights."""
-        return describe(self.predictor)
+        lora, params = self.config.lora, abstract_params(self.config.model)
+        return describe(self.predictor) | ({"lora": lora.described(params)} if lora.rank else {})
 
     def evaluate(self, state: State) -> tuple[dict[str, float], float]:
         """Scores on the validation split, shown and returned, and the one that the best checkpoint is chosen by; a heatmap."""
-        training, step, params = self.config.training, int(state.step), averaged(state)
+        training, step, params = self.config.training, int(state.step), evaluate.parameters(state, self.config.lora)
 
         def put(batch):
             self.breathe()
@@ -304,15 +373,19 @@ class Run:
 
         values = evaluate.teacher_forced(self.eval_step, params, self.eval_batches, put)
         predictor = dataclasses.replace(self.predictor, params=params)
-        examples = evaluate.spread(self.validation, training.eval_examples)
-        scores, predictions = evaluate.decoded(predictor, self.task, examples)
+        decodes = self.task.score is not None and self.config.corruption == "none"
+        examples = evaluate.spread(self.validation, training.eval_examples if decodes else 0)
+        scores, predictions = evaluate.decoded(predictor, self.task, examples) if decodes else ({}, [])
+        best = (values | scores)[self.task.best]
         values = {f"validation/{name}": value for name, value in (values | scores).items()}
         self.view.evaluation(step, values, examples[: training.samples], predictions)
         self.draw(predictor, examples, f"attention/step_{step:07d}.png")
-        return values, scores[self.task.best] * (-1 if self.task.higher_is_better else 1)
+        return values, best * (-1 if self.task.higher_is_better else 1)
 
-    def draw(self, predictor: Predictor, examples: Sequence[Example], name: str) -> Path | None:
+    def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
         """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
+        if isinstance(self.model, EncoderOnly):
+            return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
         path = self.workdir / name
@@ -333,33 +406,44 @@ class Run:
         test = self.test_examples
         best = find_step(self.workdir)
         self.view.say(f"testing checkpoint {best.name} on {len(test):,} {self.task.unit}")
-        loaded = zoo.load(best)
-        predictor = dataclasses.replace(self.predictor, params=self.parallel.place(loaded.params))
-        scores, _ = evaluate.decoded(predictor, self.task, test)
+        params = zoo.load(best, mesh=self.parallel.mesh).params
+        predictor = dataclasses.replace(self.predictor, params=params)
+        scores, predictions = self.scores(predictor, test)
         image = self.draw(predictor, test, "attention.png")
         result = {
             **{f"test/{name}": value for name, value in scores.items()},
             f"test/{self.task.unit}": len(test),
             "steps": self.checkpoints.latest(),
             "best_step": int(best.name),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "wall_seconds": round(self.seconds(), 1),
             "devices": f"{len(self.parallel.devices)} x {self.parallel.devices[0].device_kind}",
             "checkpoint": str(best),
             "command": self.command,
         }
+        if self.config.task == "classify":
+            table = confusion(predictions, [example.references for example in test])
+            result["test/confusion"] = table._asdict()
+            self.view.confusion(table)
         with hosts.together():  # none leaves before the first has written
             if hosts.first():
                 report.write_atomically(self.workdir / report.RESULT, json.dumps(result, indent=2) + "\n")
-        self.view.summary(result, image, self.workdir, self.typed())
+        self.view.summary(result, image, self.workdir, self.task.command, self.typed())
         return result
+
+    def scores(self, predictor: PredictorBase, examples: Sequence[Example]) -> tuple[dict[str, float], list]:
+        """What the task counts: of outputs, which are given too, or, where that is perplexity or a loss, of the examples."""
+        if self.task.best not in ("perplexity", "loss"):
+            return evaluate.decoded(predictor, self.task, examples)
+        _, shapes = self.training_batches()
+        batches = self.evaluation_batches(examples, shapes)
+        eval_step = self.parallel.compile_eval(make_eval_step(self.model, self.config.compute))
+        return evaluate.teacher_forced(eval_step, predictor.params, batches, self.put), []
 
     def typed(self) -> str:
         """A source for the command that the summary suggests: a plain word, if there is one."""
+        if self.task.command == "similar":
+            words = self.source_tokenizer.tokens()[len(SPECIAL_TOKENS) :]  # the most frequent first
+            return next((word for word in words if word.isalpha()), words[0])
         sources = [example.source for example in evaluate.spread(self.test_examples, 16)]
         return next((source for source in sources if source.isalpha()), sources[0])
-
-
-def averaged(state: State) -> Any:
-    """The parameters that are evaluated and exported: their moving average, where there is one."""
-    return state.params if state.ema is None else state.ema

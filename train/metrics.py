@@ -40,7 +40,7 @@ def divide(metrics: dict[str, Metric]) -> dict[str, float]:
     return {name: float(m.sum) / float(m.count) if float(m.count) else math.nan for name, m in metrics.items()}
 
 
-def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -> dict[str, Metric]:
+def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0, pad_id: int | None = PAD) -> dict[str, Metric]:
     """Cross-entropy in nats (``loss`` with smoothed labels, ``nll`` without) and accuracy of the real target tokens.
 
     Label smoothing (Szegedy et al. 2016) gives 1 - epsilon to the true token and shares epsilon among all but padding. A token
@@ -50,6 +50,7 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
       logits_BTV: any float dtype; computed in float32.
       target: ``core.Tokens`` (B, T); ids at masked positions are not read.
       label_smoothing: epsilon, 0 ... 1.
+      pad_id: padding's; None if there is none among the V.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     # From the logits, since the log-probabilities of all tokens would be one more array of this size.
@@ -57,8 +58,9 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
     normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     loss_BT = nll_BT = normaliser_BT - logit_BT
     if label_smoothing:
-        others = logits_BTV.shape[-1] - 1
-        uniform_BT = normaliser_BT - (logits_BTV.sum(axis=-1) - logits_BTV[..., PAD]) / others
+        others = logits_BTV.shape[-1] - (pad_id is not None)
+        padding_BT = 0 if pad_id is None else logits_BTV[..., pad_id]
+        uniform_BT = normaliser_BT - (logits_BTV.sum(axis=-1) - padding_BT) / others
         loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
     right_BT = logit_BT >= logits_BTV.max(axis=-1)  # far cheaper than the index of the greatest
     count = target.mask.sum().astype(jnp.float32)
@@ -69,8 +71,36 @@ def token_metrics(logits_BTV: jax.Array, target, label_smoothing: float = 0.0) -
     return {"loss": total(loss_BT), "nll": total(nll_BT), "accuracy": total(right_BT)}
 
 
+def noise_metrics(logits_BTK: jax.Array, target) -> dict[str, Metric]:
+    """Negative sampling (Mikolov et al. 2013, arXiv:1310.4546, equation 4) of the real target tokens.
+
+    ``loss`` is -log sigma(logit of the token) - the sum over its noise of log sigma(-logit), in nats; ``accuracy`` the share of
+    tokens that score above all of their noise. Noise that is the token itself counts in neither.
+
+    Args:
+      logits_BTK: (B, T, 1 + K), of each token and its noise; any float dtype, computed in float32.
+      target: ``core.Tokens`` (B, T) with K tokens of noise each.
+    """
+    logits_BTK = logits_BTK.astype(jnp.float32)
+    token_BT, noise_BTK = logits_BTK[..., 0], logits_BTK[..., 1:]
+    other_BTK = target.noise != target.ids[..., None]
+    loss_BT = jax.nn.softplus(-token_BT) + jnp.where(other_BTK, jax.nn.softplus(noise_BTK), 0).sum(axis=-1)
+    above_BT = (jnp.where(other_BTK, noise_BTK, -jnp.inf) < token_BT[..., None]).all(axis=-1)
+    count = target.mask.sum().astype(jnp.float32)
+
+    def total(x_BT):
+        return Metric(jnp.where(target.mask, x_BT, 0).sum(dtype=jnp.float32), count)
+
+    return {"loss": total(loss_BT), "accuracy": total(above_BT)}
+
+
 def chunked_token_metrics(
-    logits: Callable[[jax.Array], jax.Array], hidden_BTD: jax.Array, target, chunk: int, label_smoothing: float = 0.0
+    logits: Callable[[jax.Array], jax.Array],
+    hidden_BTD: jax.Array,
+    target,
+    chunk: int,
+    label_smoothing: float = 0.0,
+    pad_id: int | None = PAD,
 ) -> dict[str, Metric]:
     """``token_metrics`` without ever holding the logits of all positions, nor their gradient.
 
@@ -79,7 +109,7 @@ def chunked_token_metrics(
       hidden_BTD: what it reads.
       target: ``core.Tokens`` (B, T).
       chunk: positions at a time, at most.
-      label_smoothing: epsilon, 0 ... 1.
+      label_smoothing, pad_id: as for ``token_metrics``.
     """
     B, T = target.mask.shape
     count = max(-(-T // chunk), 1)
@@ -91,7 +121,7 @@ def chunked_token_metrics(
 
     def metrics(part) -> dict[str, Metric]:
         hidden_BND, target = part
-        return token_metrics(logits(hidden_BND), target, label_smoothing)
+        return token_metrics(logits(hidden_BND), target, label_smoothing, pad_id)
 
     parts = jax.lax.map(jax.checkpoint(metrics, prevent_cse=False), jax.tree.map(split, (hidden_BTD, target)))
     return jax.tree.map(lambda x: x.sum(axis=0), parts)

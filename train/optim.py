@@ -32,6 +32,7 @@ class Optimizer:
       weight_decay: adamw and sgd: parameters shrink by learning rate x weight_decay x the rule's factor at each step.
       decay_rules: (regex, factor of weight_decay); by default not biases, norms' scales and embeddings.
       rate_rules: (regex, factor of the learning rate); 0 freezes a parameter.
+      layer_decay: each layer learns this much slower than the one above it (see ``layer_rules``); 1: all alike.
       accumulate: batches whose gradients make one update; schedules count updates.
       ema: decay of the exponential moving average of the parameters, which is evaluated and exported instead of them; 0: none.
         After t updates it is at most (1 + t) / (10 + t), so that the average soon forgets where it began.
@@ -48,6 +49,7 @@ class Optimizer:
     weight_decay: float = 0.0
     decay_rules: Rules = ((r".*(bias|scale|embedding)", 0.0), (r".*", 1.0))
     rate_rules: Rules = ((r".*", 1.0),)
+    layer_decay: float = 1.0
     accumulate: int = 1
     ema: float = 0.0
 
@@ -100,6 +102,41 @@ def matches(regex: str, path: str, field: str) -> bool:
         raise UserError(f"{field} has the rule {regex!r}, which is not a regular expression: {error}") from error
 
 
+def layer_rules(params: PyTree, decay: float) -> Rules:
+    """Factors of the learning rate that fall from layer to layer (Howard & Ruder 2018, section 3.2): the top layer of each
+    stack has 1, the one below it ``decay``, and so on; embeddings are below the deepest stack, all else is on top.
+
+    >>> layer_rules({"embedding": 0, "encoder_0": {"kernel": 0}, "encoder_1": {"kernel": 0}, "head": 0}, 0.5)
+    (('encoder_0/.*', 0.5), ('encoder_1/.*', 1.0), ('.*embed.*', 0.25), ('.*', 1.0))
+    """
+    paths = list(flatten_params(params))
+    numbered = [match for path in paths if (match := re.match(r"(.*?_)(\d+)/", path))]
+    if not numbered:
+        raise UserError("optimizer.layer_decay is set, but the model's parameters have no numbered layers: leave it at 1")
+    top: dict[str, int] = {}
+    for stack, number in (match.groups() for match in numbered):
+        top[stack] = max(top.get(stack, 0), int(number))
+    layers = dict.fromkeys((match[1], int(match[2])) for match in numbered)
+    rules = [(f"{re.escape(stack)}{number}/.*", decay ** (top[stack] - number)) for stack, number in layers]
+    embeddings = [(r".*embed.*", decay ** (1 + max(top.values())))] if any("embed" in path for path in paths) else []
+    return (*rules, *embeddings, (r".*", 1.0))
+
+
+def rates(optimizer: Optimizer, params: PyTree) -> PyTree:
+    """The factor of the learning rate of each parameter; 0 where it is frozen. Raises UserError as ``by_rules``."""
+    factors = by_rules(params, optimizer.rate_rules, "optimizer.rate_rules")
+    if optimizer.layer_decay == 1:
+        return factors
+    layers = by_rules(params, layer_rules(params, optimizer.layer_decay), "optimizer.layer_decay")
+    return jax.tree.map(lambda factor, layer: factor * layer, factors, layers)
+
+
+def of_adapters(values: PyTree, adapters: PyTree) -> PyTree:
+    """For each adapter the value of the parameter that it is added to."""
+    flat = flatten_params(values)
+    return unflatten_params({path: flat[path.rpartition("/")[0]] for path in flatten_params(adapters)})
+
+
 def scaling(optimizer: Optimizer) -> optax.GradientTransformation:
     """The optimizer's own direction, before decay and learning rate."""
     if optimizer.name == "adafactor":
@@ -130,20 +167,27 @@ def keep(factors: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, f: x if hole(x) else f, like, factors, is_leaf=hole)
 
 
-def make(optimizer: Optimizer, params: PyTree, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation for these parameters (arrays or shapes); ``steps`` as for ``learning_rate``.
+def make(optimizer: Optimizer, params: PyTree, steps: int, adapters: PyTree | None = None) -> optax.GradientTransformation:
+    """The gradient transformation for these parameters (arrays or shapes), or for adapters of some of them.
 
     Frozen parameters have no optimizer state and do not count in the gradient's norm.
+
+    Args:
+      optimizer: the settings; its rules speak of ``params``.
+      params: the model's.
+      steps: as for ``learning_rate``.
+      adapters: what is trained in their place, see ``train.lora``.
     """
-    rates = by_rules(params, optimizer.rate_rules, "optimizer.rate_rules")
-    decay = by_rules(params, optimizer.decay_rules, "optimizer.decay_rules")
+    factors, decay = rates(optimizer, params), by_rules(params, optimizer.decay_rules, "optimizer.decay_rules")
+    if adapters is not None:
+        factors, decay = of_adapters(factors, adapters), of_adapters(decay, adapters)
     decay = jax.tree.map(lambda factor: factor * optimizer.weight_decay, decay)
     transform = optax.chain(
         optax.clip_by_global_norm(optimizer.clip) if optimizer.clip else optax.identity(),
         scaling(optimizer),
         decay_each(decay) if optimizer.weight_decay and optimizer.name != "adam" else optax.identity(),
-        scale_each(rates),
+        scale_each(factors),
         optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
     )
-    groups = jax.tree.map(lambda rate: "trained" if rate else "frozen", rates)
+    groups = jax.tree.map(lambda factor: "trained" if factor else "frozen", factors)
     return optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, groups)

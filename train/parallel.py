@@ -104,15 +104,10 @@ class Devices:
             lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(path, x)), jax.eval_shape(init)
         )
 
-    def init(self, init: Callable[[], State]) -> State:
-        """A new state, made in its places."""
-        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract(init)))()
-
-    def place(self, params: PyTree) -> PyTree:
-        """Parameters that every host has whole, in their places."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.make_array_from_process_local_data(self.sharding(path, x), np.asarray(x), x.shape), params
-        )
+    def init(self, init: Callable[..., State], *arguments: PyTree) -> State:
+        """A new state, made in its places; what it is made from is consumed."""
+        places = jax.tree.map(lambda x: x.sharding, self.abstract(functools.partial(init, *arguments)))
+        return jax.jit(init, out_shardings=places, donate_argnums=tuple(range(len(arguments))))(*arguments)
 
     def put(self, batch: PyTree) -> PyTree:
         """A batch for ``step``, of this host's rows: together with those of the other hosts the global batch."""

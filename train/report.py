@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def heatmap(prediction: Prediction, path: Path) -> bool:
     """Draw what each generated token looked at, the mean over heads and layers; False for a model without attention."""
-    if not prediction.attention or not prediction.target_pieces:
+    if not prediction.attention or not prediction.source_pieces or not prediction.target_pieces:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -153,5 +154,7 @@ def heatmap(prediction: Prediction, path: Path) -> bool:
     axes.set_xlabel("source token read")
     axes.set_ylabel("target token written")
     figure.colorbar(image, label="attention weight", shrink=0.8)
-    FigureCanvasAgg(figure).print_png(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box: no font has every script
+        FigureCanvasAgg(figure).print_png(path)
     return True

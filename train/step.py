@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.metrics import Metric, chunked_token_metrics, token_metrics
+from train import optim
+from train.lora import Lora
+from train.metrics import Metric, chunked_token_metrics, noise_metrics, token_metrics
 from train.optim import Optimizer
-from zoo.core import PyTree, Seq2Seq
+from zoo.checkpoint import adapters
+from zoo.core import EncoderOnly, PyTree, Seq2Seq
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +69,12 @@ class State(NamedTuple):
     Attributes:
       step: () int32, batches seen; each updates the parameters unless gradients are accumulated over several.
       key: () typed PRNG key; dropout draws from it and the step, so that it never changes.
-      params: the model's parameters, float32.
+      params: what is trained, float32: the model's parameters, or adapters that are added to them.
       opt_state: Optax's state.
       skipped: what was left out.
       ema: exponential moving average of the parameters, float32; None without one.
       accumulated: gradients of an unfinished update; None where every batch is an update.
+      base: the model's parameters, if adapters are trained instead of them; they never change.
     """
 
     step: jax.Array
@@ -80,18 +84,41 @@ class State(NamedTuple):
     skipped: Skipped
     ema: PyTree | None = None
     accumulated: Accumulated | None = None
+    base: PyTree | None = None
 
 
 def init_state(
-    model: Seq2Seq, tx: optax.GradientTransformation, example: tuple, key: jax.Array, optimizer: Optimizer = Optimizer()
+    model: Seq2Seq,
+    tx: optax.GradientTransformation,
+    example: tuple,
+    key: jax.Array,
+    optimizer: Optimizer = Optimizer(),
+    lora: Lora = Lora(),
 ) -> State:
     """The state before the first step. ``example`` is (source, target) of any shape that the model takes."""
     init_key, key = jax.random.split(key)
-    return new_state(model.init(init_key, *example)["params"], tx, key, optimizer)
+    return new_state(model.init(init_key, *example)["params"], tx, key, optimizer, lora)
 
 
-def new_state(params: PyTree, tx: optax.GradientTransformation, key: jax.Array, optimizer: Optimizer = Optimizer()) -> State:
-    """The state that begins with these parameters; the optimizer says whether it accumulates gradients and has an average."""
+def new_state(
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    optimizer: Optimizer = Optimizer(),
+    lora: Lora = Lora(),
+) -> State:
+    """The state that begins with these parameters of a model.
+
+    Args:
+      params: the model's, float32.
+      tx: made for them, or for their adapters.
+      key: that of ``State``.
+      optimizer: says whether gradients are accumulated and there is an average.
+      lora: says whether there are adapters.
+    """
+    base = None
+    if lora.rank:
+        base, params = params, lora.init(params, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))  # a step that never comes
     zero = lambda dtype: jnp.zeros((), dtype)  # noqa: E731  each time a buffer of its own, since a step consumes its state
     accumulated = Accumulated(jax.tree.map(jnp.zeros_like, params), zero(jnp.float32), zero(jnp.int32))
     return State(
@@ -102,7 +129,13 @@ def new_state(params: PyTree, tx: optax.GradientTransformation, key: jax.Array, 
         skipped=Skipped(zero(jnp.int32), zero(jnp.int32)),
         ema=jax.tree.map(jnp.copy, params) if optimizer.ema else None,
         accumulated=accumulated if optimizer.accumulate > 1 else None,
+        base=base,
     )
+
+
+def model_params(trained: PyTree, base: PyTree | None, lora: Lora) -> PyTree:
+    """The parameters that the model reads: what is trained, or that merged with what it is added to."""
+    return trained if base is None else adapters.merge(base, trained, lora.alpha)
 
 
 def updates(state: State, accumulate: int) -> jax.Array:
@@ -116,6 +149,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     optimizer: Optimizer = Optimizer(),
     compute: Compute = Compute(),
+    lora: Lora = Lora(),
 ) -> Callable:
     """``train_step(state, batch, axis=None) -> (state, metrics)``.
 
@@ -129,9 +163,16 @@ def make_train_step(
     Args:
       tx: made by ``optim.make``; its schedule counts updates.
       label_smoothing: share of the target probability given to the other tokens.
-      optimizer: for its ``accumulate`` and ``ema``, those of the state.
+      optimizer: for its ``accumulate`` and ``ema``, those of the state, and for what it freezes.
       compute: for its precision and ``logits_chunk``.
+      lora: for the scale of the state's adapters.
     """
+
+    def hold(params: PyTree, base: PyTree | None) -> PyTree:
+        """No gradient is computed where none is used."""
+        factors = optim.rates(optimizer, params if base is None else base)
+        factors = factors if base is None else optim.of_adapters(factors, params)
+        return jax.tree.map(lambda x, factor: x if factor else jax.lax.stop_gradient(x), params, factors)
 
     def update(state: State, total: Accumulated) -> State:
         grads = jax.tree.map(lambda g: g / jnp.maximum(total.count, 1), total.grads)
@@ -150,6 +191,7 @@ def make_train_step(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
         def loss_sum(params):
+            params = model_params(hold(params, state.base), state.base, lora)
             metrics = teacher_forced(model, params, batch, compute, label_smoothing, key)
             return metrics["loss"].sum, metrics
 
@@ -165,7 +207,7 @@ def make_train_step(
         metrics["skipped"] = Metric((~finite).astype(jnp.float32), jnp.float32(1))
 
         total = Accumulated(grads, loss.count, jnp.int32(1))
-        old = state._replace(key=None)  # which takes part in no choice: it never changes
+        old = state._replace(key=None, base=None)  # which take part in no choice: they never change
         if optimizer.accumulate == 1:
             new = where(finite, update(old, total), old)  # costs less than a branch, where nearly each batch is an update
         else:
@@ -174,7 +216,7 @@ def make_train_step(
             complete = finite & (total.batches == optimizer.accumulate)
             new = jax.lax.cond(complete, lambda: update(old, total), lambda: old)
         skipped = Skipped(state.skipped.total + ~finite, jnp.where(finite, 0, state.skipped.in_a_row + 1))
-        return new._replace(step=state.step + 1, key=state.key, skipped=skipped), metrics
+        return new._replace(step=state.step + 1, key=state.key, base=state.base, skipped=skipped), metrics
 
     return train_step
 
@@ -192,7 +234,7 @@ def make_eval_step(model: Seq2Seq, compute: Compute = Compute()) -> Callable:
 def teacher_forced(
     model: Seq2Seq, params: PyTree, batch, compute: Compute, label_smoothing: float = 0.0, key: jax.Array | None = None
 ) -> dict[str, Metric]:
-    """``token_metrics`` of a batch; with a key, dropout draws from it.
+    """``token_metrics`` of a batch, or ``noise_metrics`` of one that has noise; with a key, dropout draws from it.
 
     Args:
       params: float32, whatever the precision: their gradients are too.
@@ -200,13 +242,16 @@ def teacher_forced(
     low = lambda tree: cast(tree, jnp.dtype(compute.precision))  # noqa: E731
     train, rngs = key is not None, {} if key is None else {"dropout": key}
     outputs = model.apply({"params": low(params)}, low(batch.source), batch.target, train=train, rngs=rngs)
+    if batch.target.noise is not None:
+        return noise_metrics(outputs.logits, batch.target)
+    pad_id = None if isinstance(model, EncoderOnly) else model.config.pad_id  # a label, or a word, may have any number
     if not compute.logits_chunk:
-        return token_metrics(outputs.logits, batch.target, label_smoothing)
+        return token_metrics(outputs.logits, batch.target, label_smoothing, pad_id)
 
     def logits(hidden_BTD):  # cast anew for each chunk, so that their gradients are added in float32
         return model.apply({"params": low(params)}, hidden_BTD, method="logits")
 
-    return chunked_token_metrics(logits, outputs.hidden, batch.target, compute.logits_chunk, label_smoothing)
+    return chunked_token_metrics(logits, outputs.hidden, batch.target, compute.logits_chunk, label_smoothing, pad_id)
 
 
 def cast(tree: PyTree, dtype) -> PyTree:
@@ -225,4 +270,4 @@ def average(ema: PyTree, params: PyTree, decay: float, count: jax.Array) -> PyTr
     Without that bound the first 1 / (1 - decay) updates would be averaged with the random start.
     """
     decay = jnp.minimum(decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)  # exactly e where p is e

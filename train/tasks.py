@@ -1,11 +1,15 @@
-"""What a task's outputs are scored by. Each scorer takes predictions and, for each, all the right answers."""
+"""What a task's outputs are scored by. Each scorer takes what a predictor says and, for each, all the right answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from train import classify
 from train.metrics import Metric, divide
+from zoo.core import UserError
 
 References = Sequence[Sequence[str]]
 
@@ -14,16 +18,31 @@ class Task(NamedTuple):
     """One row of ``TASKS``.
 
     Attributes:
-      score: (predictions, references) -> name -> value.
+      score: (predictions, references) -> name -> value; predictions are those of ``Predictor`` or ``EncoderPredictor``;
+        None where nothing is generated.
       best: the metric that a run's best checkpoint is chosen by.
       higher_is_better: which way.
       unit: what a source is called in a summary.
+      command: of ``python -m zoo``, which shows what was learned.
     """
 
-    score: Callable[[Sequence[str], References], dict[str, float]]
+    score: Callable[[Sequence[Any], References], dict[str, float]] | None
     best: str
     higher_is_better: bool
     unit: str
+    command: str = "predict"
+
+
+class Confusion(NamedTuple):
+    """How often each label was taken for which.
+
+    Attributes:
+      labels: their names.
+      counts: a row for each right label, a column for each that was predicted.
+    """
+
+    labels: list[str]
+    counts: list[list[int]]
 
 
 def edit_rates(predictions: Sequence[str], references: References, split: Callable[[str], Sequence[str]]) -> dict[str, Metric]:
@@ -67,8 +86,47 @@ def translation(predictions: Sequence[str], references: References) -> dict[str,
     }
 
 
+def language(predictions: Sequence[Any], references: References) -> dict[str, float]:
+    """Nothing: a language model is scored by the perplexity that teacher forcing gives."""
+    del predictions, references
+    return {}
+
+
+def labels(predictions: Sequence[Any], references: References) -> dict[str, float]:
+    """Accuracy, F1 and area under the ROC curve of labels, from 0 to 1 (``train.classify``)."""
+    return classify.scores(*told(predictions, references))
+
+
+def confusion(predictions: Sequence[Any], references: References) -> Confusion:
+    """The confusion matrix of labels."""
+    names, (probabilities_NC, truth_N) = list(predictions[0].probabilities), told(predictions, references)
+    return Confusion(names, classify.confusion(probabilities_NC.argmax(axis=1), truth_N, len(names)).tolist())
+
+
+def told(predictions: Sequence[Any], references: References) -> tuple[np.ndarray, np.ndarray]:
+    """(N, C) probabilities and (N,) right labels.
+
+    Raises:
+      UserError: an example has a label that the model does not know.
+    """
+    names = list(predictions[0].probabilities)
+    for answers in references:
+        if answers[0] not in names:
+            raise UserError(f"an example has the label {answers[0]!r}, which is not one of {', '.join(names[:20])}: correct it")
+    truth_N = np.array([names.index(answers[0]) for answers in references])
+    return np.array([list(prediction.probabilities.values()) for prediction in predictions]), truth_N
+
+
+def of_texts(score: Callable[[Sequence[str], References], dict[str, float]]) -> Callable:
+    """A scorer of texts as one of predictions."""
+    return lambda predictions, references: score([prediction.text for prediction in predictions], references)
+
+
 TASKS = {
-    "pronunciation": Task(pronunciation, "per", higher_is_better=False, unit="words"),
-    "translation": Task(translation, "bleu", higher_is_better=True, unit="sentences"),
-    "text": Task(text, "error", higher_is_better=False, unit="texts"),
+    "pronunciation": Task(of_texts(pronunciation), "per", higher_is_better=False, unit="words"),
+    "translation": Task(of_texts(translation), "bleu", higher_is_better=True, unit="sentences"),
+    "text": Task(of_texts(text), "error", higher_is_better=False, unit="texts"),
+    "classify": Task(labels, "accuracy", higher_is_better=True, unit="texts"),
+    "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),
+    "vectors": Task(None, "loss", higher_is_better=False, unit="lines", command="similar"),
 }

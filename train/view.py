@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from train.data import Example
+from train.tasks import Confusion
 from zoo.core import PyTree
 from zoo.predictor import Prediction
 
@@ -86,6 +87,13 @@ class View(logging.Handler):
         for example, prediction in zip(examples, found, strict=False):
             self.say(f"    {example.source}  ->  {prediction.text}   (right: {' | '.join(example.references)})")
 
+    def confusion(self, found: Confusion) -> None:
+        """How often each label was taken for which."""
+        table = Table("right \\ predicted", *map(escape, found.labels), title="confusion")
+        for label, counts in zip(found.labels, found.counts, strict=True):
+            table.add_row(escape(label), *map(str, counts))
+        self.console.print(table)
+
     def stop(self) -> None:
         """Take the bar away."""
         logging.getLogger("zoo").removeHandler(self)
@@ -93,17 +101,17 @@ class View(logging.Handler):
             self.progress.stop()
             self.progress = None
 
-    def summary(self, result: dict, heatmap: Path | None, workdir: Path, example: str) -> None:
+    def summary(self, result: dict, heatmap: Path | None, workdir: Path, command: str, example: str) -> None:
         """The test scores, where everything is, and the next command to type."""
         table = Table("metric", "value", title="test")
         for name, value in result.items():
-            if name.startswith("test/"):
+            if name.startswith("test/") and not isinstance(value, dict):
                 table.add_row(name.removeprefix("test/"), f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
         self.console.print(table)
         self.say(f"checkpoint  {result['checkpoint']}")
         if heatmap is not None:
             self.say(f"heatmap     {heatmap}")
-        self.say(f"next        {python()} -m zoo predict {workdir} {shlex.quote(example)}")
+        self.say(f"next        {python()} -m zoo {command} {workdir} {shlex.quote(example)}")
 
 
 def python() -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m zoo list | predict | attend | export``. Exit codes: 0 done, 2 bad input."""
+"""The command line: ``python -m zoo list | predict | attend | similar | analogy | export``. Exit codes: 0 done, 2 bad input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
+from zoo import vectors
 from zoo.checkpoint.directory import FORMATS, load_average
+from zoo.core import EncoderOnly
 from zoo.page import attention
+from zoo.predictor import Prediction
+from zoo.predictor_base import PredictorBase
+from zoo.transcribe.settings import Transcription
+from zoo.transcribe.transcript import Transcript
 from zoo.variants import table
 
 CHUNK = 256  # lines of standard input predicted together
@@ -34,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = "hub" if error.name == "sentencepiece" else "train"
+        extra = {"sentencepiece": "hub", "soundfile": "audio"}.get(error.name, "train")
         print(f"error: {error.name} is not installed: pip install 'seq2seq-zoo[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has left: that is not an error of ours
@@ -47,22 +53,34 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("list", help="print the table of variants")
     command.set_defaults(run=print_table)
-    command = commands.add_parser("predict", help="generate the output for texts, or for each line of standard input")
+    command = commands.add_parser("predict", help="the output for texts or sound files, or for each line of standard input")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("texts", nargs="*", metavar="text", help="none: read standard input")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line: source, prediction, score, ...")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line: source, prediction, score, ...; or label, probabilities",
+    )
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
-    add_decoding(command)
+    add_options(command, zoo.Decoding, Transcription)
     command.set_defaults(run=predict)
     command = commands.add_parser("attend", help="write a page that shows what the model looked at while it wrote")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
     command.add_argument("text")
     command.add_argument("--out", default="attention.html", help="the page; it opens from disk in any browser")
-    add_decoding(command)
+    add_options(command, zoo.Decoding)
     command.set_defaults(run=attend)
+    command = commands.add_parser("similar", help="the words whose vectors are nearest to a word's")
+    add_vectors(command)
+    command.add_argument("word")
+    command.set_defaults(run=similar)
+    command = commands.add_parser("analogy", help="the words nearest to a sum of vectors: king - man + woman")
+    add_vectors(command)
+    command.add_argument("words", nargs="+", metavar="word", help="a sum, or three words: a b c is b - a + c")
+    command.set_defaults(run=analogy)
     command = commands.add_parser("export", help="write safetensors, config.json and tokenizers that zoo.load reads back")
     command.add_argument("directory", help="the --workdir of a training run, or an exported model")
-    command.add_argument("out", help="a directory that does not exist yet; for stablehlo a file")
+    command.add_argument("out", help="a directory that does not exist yet; for stablehlo and word2vec a file")
     command.add_argument(
         "--average", type=int, metavar="N", help="the mean of a run's last N checkpoints instead of its best one"
     )
@@ -70,29 +88,38 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         default="zoo",
-        help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step",
+        help="huggingface: what transformers loads; stablehlo: generation as one file; onnx: encoder and decoder step; "
+        "word2vec: word vectors as text, or binary if the file's name ends in .bin",
     )
-    add_decoding(command)
+    add_options(command, zoo.Decoding)
     command.set_defaults(run=export)
     return top
 
 
-def add_decoding(command: argparse.ArgumentParser) -> None:
-    """An option for each field of ``Decoding``; those not given stay as the model was saved with, export saves the others."""
-    hints, notes = get_type_hints(zoo.Decoding), field_notes(zoo.Decoding)
-    for field in dataclasses.fields(zoo.Decoding):
-        kind = hints[field.name]
-        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
-        if get_origin(kind) is tuple:
-            how = {"nargs": "*", "type": get_args(kind)[0]}
-        elif get_args(kind):
-            how = {"choices": get_args(kind)}
-        command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
+def add_vectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", help="a model of word vectors, or a file of the word2vec tool")
+    command.add_argument("--count", type=int, default=10, help="most words that are printed")
+    command.add_argument("--json", action="store_true", help="print one JSON list of objects: word, score")
 
 
-def chosen_decoding(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ``Decoding`` that were given."""
-    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(zoo.Decoding)}
+def add_options(command: argparse.ArgumentParser, *classes: type) -> None:
+    """An option for each field of these classes; those not given stay as the model was saved with, export saves the others."""
+    for cls in classes:
+        hints, notes = get_type_hints(cls), field_notes(cls)
+        for field in dataclasses.fields(cls):
+            kind = hints[field.name]
+            how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+            if get_origin(kind) is tuple:
+                how = {"nargs": "*", "type": get_args(kind)[0]}
+            elif get_args(kind):
+                how = {"choices": get_args(kind)}
+            command.add_argument("--" + field.name.replace("_", "-"), help=notes[field.name], **how)
+
+
+def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``Decoding`` and ``Transcription`` that were given."""
+    names = [field.name for cls in (zoo.Decoding, Transcription) for field in dataclasses.fields(cls)]
+    chosen = {name: getattr(options, name, None) for name in names}
     return {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
 
 
@@ -114,20 +141,25 @@ def print_table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    chosen, predictor = chosen_decoding(options), zoo.load(options.directory)
+    chosen, predictor = chosen_options(options), zoo.load(options.directory)
     if options.stream:
         return print_pieces(predictor, options, chosen)
     for texts in chunks(options.texts or lines()):
         for text, prediction in zip(texts, predictor.predictions(texts, **chosen), strict=True):
             if options.json:
                 print(json.dumps(as_json(text, prediction), ensure_ascii=False))
+            elif isinstance(prediction, Transcript):
+                print(*prediction.lines() if chosen.get("timestamps", "none") != "none" else [prediction.text], sep="\n")
             else:
-                for output, _ in prediction.n_best if chosen.get("risk", "none") == "none" else [(prediction.text, 0)]:
+                several = isinstance(prediction, Prediction) and chosen.get("risk", "none") == "none"
+                for output, _ in prediction.n_best if several else [(prediction.text, 0)]:
                     print(output.replace("\n", " "))
         sys.stdout.flush()
 
 
-def print_pieces(predictor: zoo.Predictor, options: argparse.Namespace, chosen: dict) -> None:
+def print_pieces(predictor: PredictorBase, options: argparse.Namespace, chosen: dict) -> None:
+    if not isinstance(predictor, zoo.Predictor):
+        raise zoo.UserError("--stream prints text as it is made, and this model makes none: leave it out")
     if options.json:
         raise zoo.UserError("--stream prints text as it is made and --json whole objects: choose one")
     for text in options.texts or lines():
@@ -138,10 +170,14 @@ def print_pieces(predictor: zoo.Predictor, options: argparse.Namespace, chosen: 
 
 def as_json(text: str, prediction) -> dict:
     """One output as JSON has it: a number that is not finite is null."""
+    if isinstance(prediction, Transcript):
+        return prediction.to_json(text)
 
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
+    if not isinstance(prediction, Prediction):  # an encoder's: labels, or words filled in
+        return {"source": text, **prediction._asdict()}
     return {
         "source": text,
         "prediction": prediction.text,
@@ -153,12 +189,45 @@ def as_json(text: str, prediction) -> dict:
 
 
 def attend(options: argparse.Namespace) -> None:
-    page = attention.page(zoo.load(options.directory), options.text, **chosen_decoding(options))
+    page = attention.page(zoo.load(options.directory), options.text, **chosen_options(options))
     try:
         Path(options.out).write_text(page, encoding="utf-8")
     except OSError as error:
         raise zoo.UserError(f"--out {options.out} cannot be written ({error.strerror or error}): choose another") from error
     print(f"wrote {options.out}: open it in a browser")
+
+
+def similar(options: argparse.Namespace) -> None:
+    print_words(vectors.load(options.directory).similar(options.word, options.count), options.json)
+
+
+def analogy(options: argparse.Namespace) -> None:
+    positive, negative = terms(options.words)
+    print_words(vectors.load(options.directory).analogy(positive, negative, options.count), options.json)
+
+
+def terms(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is added and what is taken away.
+
+    >>> terms("king - man + woman".split()), terms("man king woman".split())
+    ((['king', 'woman'], ['man']), (['king', 'woman'], ['man']))
+    """
+    if not {"+", "-"} & set(words):
+        if len(words) != 3:
+            raise zoo.UserError(f"an analogy has three words or signs between its words, not {' '.join(words)!r}")
+        return [words[1], words[2]], [words[0]]
+    signs, names = ["+", *words[1::2]], words[::2]
+    if len(signs) != len(names) or not set(signs) <= {"+", "-"} or {"+", "-"} & set(names):
+        raise zoo.UserError(f"{' '.join(words)!r} is no sum of words: write king - man + woman, with spaces")
+    return tuple([name for sign, name in zip(signs, names, strict=True) if sign == kind] for kind in "+-")
+
+
+def print_words(found: list[tuple[str, float]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{"word": word, "score": score} for word, score in found], ensure_ascii=False))
+        return
+    for word, score in found:
+        print(f"{score:.4f}  {word}")
 
 
 def lines() -> Iterator[str]:
@@ -181,10 +250,14 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def export(options: argparse.Namespace) -> None:
     average = options.average is not None
     predictor = load_average(options.directory, options.average) if average else zoo.load(options.directory)
-    predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen_decoding(options)))
+    if chosen := chosen_options(options):
+        if isinstance(predictor.model, EncoderOnly):
+            raise zoo.UserError(f"{next(iter(chosen))} is for models that generate, which this one does not: leave it out")
+        predictor = dataclasses.replace(predictor, decoding=predictor.settings(chosen))
     zoo.save(predictor, options.out, options.format)
     others = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}
-    use = others.get(options.format, f"python -m zoo predict {options.out} TEXT")
+    command = "similar {} WORD" if isinstance(predictor, vectors.VectorPredictor) else "predict {} TEXT"
+    use = others.get(options.format, f"python -m zoo {command.format(options.out)}")
     print(f"exported to {options.out}; use it with: {use}")
 
 

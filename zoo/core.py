@@ -18,6 +18,7 @@ Arrays carry their shape in their name. The legend, for all files:
     B  batch             S  source length      T  target length     N  any length
     D  model width       H  attention heads    K  head width        F  feed-forward width
     V  vocabulary        L  layers             G  gates x width     W  beams of a sentence
+    M  numbers a frame
 
 Batch rules. Axis 0 of every leaf of a memory or a cache is the batch; a scalar leaf counts positions and is shared by all rows.
 ``decode`` accepts W rows of tokens for each row of memory (rows b*W ... b*W + W-1 continue sentence b): memory is never copied
@@ -83,11 +84,27 @@ class Tokens(NamedTuple):
       mask: (B, N) bool, True where a token is real. Padding may stand on either side.
       segments: (B, N) int32, which of the row's sequences a token belongs to, counted from 1, each in one piece; 0 for padding.
         None where each row is one sequence.
+      types: (B, N) int32, which text of a pair a token is of, 0 or 1, for models that read two texts in a row. None: the first.
+      noise: (B, N, K) int32, of a target: the tokens that each is to be told from. None: from all of the vocabulary.
     """
 
     ids: jax.Array
     mask: jax.Array
     segments: jax.Array | None = None
+    types: jax.Array | None = None
+    noise: jax.Array | None = None
+
+
+class Frames(NamedTuple):
+    """A padded batch of real-valued series, such as sound.
+
+    Attributes:
+      values: (B, N, M) float32, M numbers at each of N times; what stands at a masked time does not matter.
+      mask: (B, N) bool, True where a frame is real. Padding may stand on either side.
+    """
+
+    values: jax.Array
+    mask: jax.Array
 
 
 class AppendOnly(NamedTuple):
@@ -128,6 +145,7 @@ class ModelConfig:
       start_id: what a decoder reads first.
       end_id: what ends every target.
       pad_id: what stands after the end. These three are fields of a variant whose pretrained models have their own.
+      decoder_only: whether the source is a prompt, which the output goes on after.
     """
 
     source_vocab_size: int = 0
@@ -135,6 +153,7 @@ class ModelConfig:
     start_id: ClassVar[int] = BOS
     end_id: ClassVar[int] = EOS
     pad_id: ClassVar[int] = PAD
+    decoder_only: ClassVar[bool] = False
 
     def build(self) -> Seq2Seq:
         """The Linen module of this configuration."""
@@ -144,9 +163,18 @@ class ModelConfig:
         """What the decoder reads first: ``start_id``, or (B,) a token for each sentence (see decoder-only, above)."""
         return self.start_id
 
+    def most(self, source: PyTree) -> jax.Array | None:
+        """(B,) how many tokens may follow each source, where it takes up positions of the output's; None for any number."""
+        return None
+
     @property
     def wants_one_vocabulary(self) -> bool:
         """Whether source and target must share their token ids."""
+        return False
+
+    @property
+    def wants_labels(self) -> bool:
+        """Whether a target is a label (``zoo.labels``), not text."""
         return False
 
     def example(self, batch: int = 2, source_len: int = 7, target_len: int = 5, seed: int = 0) -> tuple[PyTree, Tokens]:
@@ -163,7 +191,9 @@ class Seq2Seq(nn.Module):
 
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
-    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike.
+    ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike,
+    ``SOUND`` whether the source is ``Frames`` of sound. ``VECTORS`` is the path of the parameter whose rows are word vectors,
+    where these are what a model is made for: it learns them by telling words from noise (``Tokens.noise``).
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same
@@ -184,6 +214,8 @@ class Seq2Seq(nn.Module):
     SHARDING: ClassVar[tuple] = ()
     PACKS: ClassVar[bool] = False
     SCANS: ClassVar[bool] = False
+    SOUND: ClassVar[bool] = False
+    VECTORS: ClassVar[str] = ""
 
     def __post_init__(self):
         if self.scan_layers and not self.SCANS:
@@ -237,24 +269,30 @@ class EncoderOnly(Seq2Seq):
     """Base of models without a decoder: ``encode(source)`` is an ``Encoded``, and ``logits`` the head's.
 
     ``__call__(source, target)`` gives as ``Outputs.logits`` what the head says: (B, S, V) of each position, such as a masked
-    language model's, or (B, 1, C) of the whole source. The target is what a loss compares them with, and is not read.
+    language model's, or (B, 1, V) of the whole source. The target is what a loss compares them with, where its mask is
+    True; it is not read.
     """
 
     def __call__(self, source: PyTree, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
+        if target is not None and target.segments is not None:
+            raise UserError(f"batching.pack is on, but {type(self).__name__} reads one text or pair a row: turn it off")
         memory = self.encode(source, train=train, attention=attention)
-        hidden = self.pool(memory)
+        hidden = self.pool(memory, train=train)
         return Outputs(self.logits(hidden), memory.attention, hidden)
 
-    def pool(self, memory: Encoded) -> jax.Array:
-        """What the head reads of the hidden states: (B, S, D) all of them, or (B, 1, D)."""
+    def pool(self, memory: Encoded, train: bool = False) -> jax.Array:
+        """What the head reads of the hidden states: (B, S, D), or (B, 1, D)."""
         return memory.hidden_BSD
+
+    def init_cache(self, memory: PyTree, max_len: int, beams: int = 1) -> PyTree:
+        raise UserError(f"{type(self).__name__} is an encoder alone and generates nothing: use its embed or predict")
 
 
 class Encoded(NamedTuple):
     """What an encoder alone makes of a source.
 
     Attributes:
-      hidden_BSD: the last layer's hidden states.
+      hidden_BSD: the last layer's hidden states, zero for padding.
       mask_BS: bool, True where a token is real.
       attention: on request, name -> weights (B, H, S, S).
     """

@@ -26,9 +26,11 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
     "repetition_penalty": (1e-4, 1e4),
     "no_repeat_ngram": (0, 2**20),
+    "no_repeat_source_ngram": (0, 2**20),
     "min_len": (0, 2**20),
     "max_len": (1, 2**20),
     "max_len_ratio": (0.0, 1e4),
+    "max_total_len": (0, 2**20),
     "max_source_len": (1, 2**20),
     "first_id": (-1, 2**31 - 1),
 }
@@ -54,10 +56,12 @@ class Decoding:
       risk: of ``n_best`` outputs, give the one of minimum Bayes risk under this metric.
       repetition_penalty: above 1 discourages tokens that an output has already; 1 does nothing.
       no_repeat_ngram: no n-gram of this size twice in an output; 0 for any.
+      no_repeat_source_ngram: no n-gram of this size in a source and in its output; 0 for any.
       min_len: fewest tokens of an output, the end token included.
       max_len: most tokens of an output, the end token included.
       max_len_ratio: most tokens of an output for each token of its source; 0 for no such limit.
-      max_source_len: longer sources are cut to this many tokens.
+      max_total_len: most tokens of an output and its source together, as some systems count; 0 for no such limit.
+      max_source_len: longer sources are cut to this many tokens, of a prompt the last ones.
       first_id: the one token id that an output begins with, such as a language; -1 for any.
       end_at_limit: whether the last token of an output that is as long as allowed must be the end token.
       suppress: token ids that no output may hold.
@@ -80,9 +84,11 @@ class Decoding:
     risk: Literal["none", "chrf", "bleu"] = "none"
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    no_repeat_source_ngram: int = 0
     min_len: int = 0
     max_len: int = 64
     max_len_ratio: float = 0.0
+    max_total_len: int = 0
     max_source_len: int = 512
     first_id: int = -1
     end_at_limit: bool = False
@@ -153,8 +159,10 @@ class Decoding:
         return Rules(
             min_len=self.min_len,
             limit_ratio=self.max_len_ratio or None,
+            total=self.max_total_len or None,
             repetition=None if self.repetition_penalty == 1 else self.repetition_penalty,
             ngram=self.no_repeat_ngram or None,
+            source_ngram=self.no_repeat_source_ngram or None,
             first_id=self.first_id,
             end_at_limit=self.end_at_limit,
             bias=bias(vocab_size, self.suppress) if self.suppress else None,

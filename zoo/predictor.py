@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
+from zoo.core import UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Generated, generate, minimum_bayes_risk, score, stream
-from zoo.generate.facade import bucket, room
+from zoo.generate.facade import room
+from zoo.predictor_base import PredictorBase
 from zoo.pretrained_text import PretrainedTokenizer
-from zoo.text import Tokenizer
-
-ROWS = 64  # sentences decoded together at most
+from zoo.text import Encoder, encoders
 
 
 class Prediction(NamedTuple):
@@ -43,39 +42,11 @@ class Prediction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
-    """What ``zoo.load`` returns.
-
-    Attributes:
-      model: the Linen module; ``model.apply({"params": params}, ...)``.
-      params: its parameters, a plain dict of arrays.
-      source_tokenizer, target_tokenizer: between text and ids; may be one object.
-      decoding: the defaults of ``predict``.
-      place: puts a batch of sources on devices; the identity leaves that to JAX.
-      multiple_of: the rows of each batch are a multiple of this, so that devices can share them.
-      origin: what the files of a pretrained model say beside all this, for writing it again; None for our own models.
-    """
-
-    model: Seq2Seq
-    params: PyTree
-    source_tokenizer: Tokenizer | PretrainedTokenizer
-    target_tokenizer: Tokenizer | PretrainedTokenizer
-    decoding: Decoding = Decoding()
-    place: Callable[[Tokens], Any] = lambda source: source
-    multiple_of: int = 1
-    origin: dict[str, Any] | None = None
-
-    def __post_init__(self):
-        for side in ("source", "target"):
-            tokenizer, size = getattr(self, f"{side}_tokenizer"), getattr(self.model.config, f"{side}_vocab_size")
-            if tokenizer.vocab_size != size:
-                raise UserError(
-                    f"the {side} vocabulary does not fit: its tokenizer has {tokenizer.vocab_size} entries, the model {size}; "
-                    "use the tokenizer that the model was trained with"
-                )
+class Predictor(PredictorBase):
+    """The predictor of models that generate text from text."""
 
     def predict(self, texts: Sequence[str], **options: Any) -> list[str]:
-        """The model's output for each text, in order.
+        """The model's output for each text, in order: of a decoder-only model, what it goes on with after the text.
 
         Args:
           texts: any number of texts.
@@ -97,7 +68,7 @@ class Predictor:
         if attention and decoding.risk != "none":
             raise UserError(f"attention is given for the output that the search ranks first, not by risk {decoding.risk!r}")
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(decoding.seed), jnp.arange(len(texts)))
-        sources = [self.cut(ids, decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
+        sources = self.sources(texts, decoding)
         results: list[Prediction | None] = [None] * len(texts)
         for rows, batch in self.batches(sources):
             found = generate(
@@ -117,7 +88,7 @@ class Predictor:
         """The predictor that translates from one language to another, for models of many that are told so by a token.
 
         Args:
-          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB.
+          source, target: codes as the model's publisher uses them: "en" in M2M-100, "eng_Latn" in NLLB, "en_XX" in mBART.
 
         Raises:
           UserError: the model has no such language, or is not told languages.
@@ -128,36 +99,30 @@ class Predictor:
             "source_tokenizer": self.source_tokenizer.with_language(source),
             "target_tokenizer": self.target_tokenizer.with_language(target),
         }
-        first = dataclasses.replace(self.decoding, first_id=self.target_tokenizer.language_id(target))
-        return dataclasses.replace(self, decoding=first, **tokenizers)
-
-    def settings(self, options: dict[str, Any]) -> Decoding:
-        """The defaults with these options changed.
-
-        Raises:
-          UserError: an unknown option.
-        """
-        unknown = set(options) - {field.name for field in dataclasses.fields(Decoding)}
-        if unknown:
-            raise UserError(f"predict has no option {sorted(unknown)[0]!r}: {', '.join(Decoding.__dataclass_fields__)} exist")
-        decoding = dataclasses.replace(self.decoding, **options)
-        decoding.search(None)  # its checks, also when there is no text
-        return decoding
+        language = self.target_tokenizer.language_id(target)
+        if self.target_tokenizer.language_is_read:
+            model = self.model.clone(config=dataclasses.replace(self.model.config, start_id=language))
+            return dataclasses.replace(self, model=model, **tokenizers)
+        return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, first_id=language), **tokenizers)
 
     def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
         """How probable the model finds given outputs: the log-probability of each target, its end token included.
+
+        A decoder-only model's targets go on after their texts as they stand: where a word begins, with its space.
 
         Raises:
           UserError: not one target for each text.
         """
         if isinstance(texts, str) or isinstance(targets, str) or len(texts) != len(targets):
             raise UserError(f"score takes a list of texts and as many targets, not {texts!r} and {targets!r}")
-        sources = [self.cut(ids, self.decoding.max_source_len) for ids in self.source_tokenizer.encode_batch(texts)]
-        outputs = self.target_tokenizer.encode_batch(targets)
+        sources, outputs = self.sources(texts, self.decoding), self.encoders[1].encode_batch(targets)
         results = [0.0] * len(texts)
         for rows, batch in self.batches(sources):
             longest = room(max(len(outputs[row]) for row in rows), (self.model,))
             target = pad_tokens([outputs[row] for row in rows] + [[]] * (len(batch.ids) - len(rows)), longest)
+            most = self.model.config.most(batch)
+            if most is not None and (np.asarray(most) < target.mask.sum(axis=1)).any():
+                raise UserError("a text and its target have more tokens than the model's max_len positions: shorten them")
             sums_B, _ = score(self.model, self.params, self.place(batch), target)
             for row, value in zip(rows, jax.device_get(sums_B), strict=False):
                 results[row] = float(value)
@@ -178,7 +143,7 @@ class Predictor:
         decoding = self.settings({"beams": 1, "n_best": 1, "risk": "none", **options})
         if decoding.beams != 1 or decoding.n_best != 1:
             raise UserError("stream gives one output as it is made: leave beams and n_best at 1")
-        ids = self.cut(self.source_tokenizer.encode_batch([text])[0], decoding.max_source_len)
+        ids = self.sources([text], decoding)[0]
         key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
         steps = stream(
             self.model,
@@ -204,19 +169,18 @@ class Predictor:
         if len(before) > len(said):
             yield before[len(said) :]
 
-    def cut(self, ids: list[int], length: int) -> list[int]:
-        """At most ``length`` ids, the end token kept."""
-        return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+    @property
+    def encoders(self) -> tuple[Encoder, Encoder]:
+        """What makes sources and targets of texts."""
+        return encoders(self.model.config, self.source_tokenizer, self.target_tokenizer)
 
-    def batches(self, sources: list[list[int]]) -> Iterator[tuple[list[int], Tokens]]:
-        """Sentences of similar length together, rows and lengths rounded up, so that few programs compile."""
-        order = sorted(range(len(sources)), key=lambda row: len(sources[row]))
-        rows = min(ROWS, bucket(len(order), 1))
-        rows += -rows % self.multiple_of
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            length = room(len(sources[chosen[-1]]), (self.model,))
-            yield chosen, pad_tokens([sources[row] for row in chosen] + [[]] * (rows - len(chosen)), length)
+    def sources(self, texts: Sequence[str], decoding: Decoding) -> list[list[int]]:
+        """The ids of texts, cut to the longest that is read."""
+        return [self.cut(ids, decoding.max_source_len) for ids in self.encoders[0].encode_batch(texts)]
+
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """As for every model, but of a prompt the last tokens are kept, which the output goes on after."""
+        return ids[-length:] if self.model.config.decoder_only else super().cut(ids, length)
 
     def read(self, found: Generated, sources: list[list[int]], risk: str) -> Iterator[Prediction]:
         """Host arrays to text."""

@@ -292,14 +292,14 @@ class Luong(Seq2Seq):
             state.append(carry)
         # To the alignment the positions of a row are what the beams of a sentence are: rows that share its keys.
         h_ND, t_N = x_BTD.reshape(R * T, -1), (cache.position[:, None] + jnp.arange(T)[None]).reshape(-1)
-        attentional_ND, a_NS = self.attend(self.align(memory), h_ND, t_N, memory)
+        attentional_ND, a_NS = self.attend(memory)(h_ND, t_N)
         attentional_BTD = attentional_ND.reshape(R, T, -1)
         return LuongCache(tuple(state), attentional_BTD[:, -1], cache.position + T), attentional_BTD, a_NS.reshape(R, T, -1)
 
     def read_fed(self, y_BTD: jax.Array, memory: LuongMemory, cache: LuongCache, train: bool):
         """A token at a time, each reading the attentional vector of the one before (section 3.3)."""
         layers: list[Weights] = [layer.weights for layer in self.decoder]
-        align, W_f = self.align(memory), self.feed_gates.kernel
+        attend, W_f = self.attend(memory), self.feed_gates.kernel
         masks = self.dropout_masks(y_BTD.shape[:2], y_BTD.dtype, train)
 
         def step(cache: LuongCache, inputs):
@@ -309,7 +309,7 @@ class Luong(Seq2Seq):
             for weights, carry, keep_BD in zip(layers[1:], cache.state[1:], keep, strict=True):
                 carry, h_BD = lstm_step(carry, (h_BD * keep_BD) @ weights.input + weights.bias[None], weights)
                 state.append(carry)
-            attentional_BD, a_BS = self.attend(align, h_BD, cache.position, memory)
+            attentional_BD, a_BS = attend(h_BD, cache.position)
             return LuongCache(tuple(state), attentional_BD, cache.position + 1), (attentional_BD, a_BS)
 
         gates_TBG = jnp.swapaxes(input_gates(y_BTD, layers[0]), 0, 1)
@@ -318,11 +318,16 @@ class Luong(Seq2Seq):
         attentional_BTD, a_BTS = (jnp.swapaxes(x, 0, 1) for x in over_time)
         return cache, attentional_BTD, a_BTS
 
-    def attend(self, align: Callable, h_RD: jax.Array, t_R: jax.Array, memory: LuongMemory) -> tuple[jax.Array, jax.Array]:
-        """h~_t = tanh(W_c [c_t; h_t]), equation 5, and the weights (R, S) of the context c_t."""
-        a_RS = align(h_RD, t_R)
-        context_RD = mix(a_RS, memory.values)
-        return jnp.tanh(jnp.concatenate([context_RD, h_RD], axis=-1) @ self.combine.kernel), a_RS
+    def attend(self, memory: LuongMemory) -> Callable:
+        """The function from (h_t (R, D), t (R,)) to h~_t = tanh(W_c [c_t; h_t]), equation 5, and the weights (R, S) of c_t."""
+        align, W_c = self.align(memory), self.combine.kernel
+
+        def attend(h_RD, t_R):
+            a_RS = align(h_RD, t_R)
+            context_RD = mix(a_RS, memory.values)
+            return jnp.tanh(jnp.concatenate([context_RD, h_RD], axis=-1) @ W_c), a_RS
+
+        return attend
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         return constrain(self.output(hidden_BTD), BATCH, None, MODEL)

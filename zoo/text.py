@@ -14,11 +14,11 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from zoo.core import EOS, SPECIAL_TOKENS, UNK, UserError
+from zoo.core import BOS, EOS, SPECIAL_TOKENS, UNK, ModelConfig, UserError
 
 Kind = Literal["characters", "words", "bpe", "unigram"]
 
@@ -37,6 +37,9 @@ class Tokenizer:
     >>> tokenizer.encode("ab"), tokenizer.decode([4, 5, 2])
     ([4, 5, 2], 'ab')
     """
+
+    wrapping = frozenset({EOS})  # the ids that stand around every text
+    mask_id = BOS  # what an encoder reads in the place of a missing token: its sources hold no other
 
     def __init__(self, backend: Any):
         """Args: backend: a ``tokenizers.Tokenizer`` that follows the conventions of this file, else UserError."""
@@ -120,6 +123,11 @@ class Tokenizer:
         """Number of ids, the special tokens included."""
         return self._backend.get_vocab_size()
 
+    def tokens(self) -> list[str]:
+        """Every token of the vocabulary, by its id."""
+        ids = self._backend.get_vocab()
+        return sorted(ids, key=ids.get)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, the last one EOS: an empty text is ``[EOS]``."""
         return self._backend.encode(without_surrogates(text)).ids
@@ -127,6 +135,14 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``, faster."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(map(without_surrogates, texts)))]
+
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """Texts to be gone on after: without the end token."""
+        return [ids[:-1] for ids in self.encode_batch(texts)]
+
+    def encode_continuations(self, texts: Iterable[str]) -> list[list[int]]:
+        """What goes on after a prompt, up to the end token."""
+        return self.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids up to the first EOS, special tokens left out. Raises UserError for an id out of range."""
@@ -136,6 +152,33 @@ class Tokenizer:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One printable label a token, for the axes of a plot: a space is "␣", a line feed "\\n"."""
         return [printable(self._backend.id_to_token(i)) for i in in_range(ids, self.vocab_size)]
+
+
+class Encoder(NamedTuple):
+    """One side of a model's text.
+
+    Attributes:
+      encode_batch: texts -> lists of token ids.
+      vocab_size: number of ids.
+    """
+
+    encode_batch: Callable[[Iterable[str]], list[list[int]]]
+    vocab_size: int
+
+
+def encoders(config: ModelConfig, source: Any, target: Any) -> tuple[Encoder, Encoder]:
+    """What makes a model's sources and targets of texts, by tokenizers of either sort: a prompt has no end token.
+
+    Args:
+      config: the model's.
+      source, target: the tokenizers.
+    """
+    both = (
+        (source.encode_prompts, target.encode_continuations)
+        if config.decoder_only
+        else (source.encode_batch, target.encode_batch)
+    )
+    return Encoder(both[0], source.vocab_size), Encoder(both[1], target.vocab_size)
 
 
 def _untrained(kind: Kind, vocab_size: int | None, min_count: int, lowercase: bool) -> tuple[Any, Any]:

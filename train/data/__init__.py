@@ -5,6 +5,7 @@ from train.data.check import check_ids
 from train.data.pipeline import Batch, Tokenized, eval_batches, train_batches
 from train.data.prefetch import prefetch_to_device
 from train.data.sources import CMUDICT, Example, Files, Tfds
+from train.data.windows import WindowBatches, Windows
 
 __all__ = [
     "CMUDICT",
@@ -14,6 +15,8 @@ __all__ = [
     "Files",
     "Tfds",
     "Tokenized",
+    "WindowBatches",
+    "Windows",
     "bucket_shapes",
     "check_ids",
     "eval_batches",

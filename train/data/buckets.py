@@ -19,7 +19,7 @@ class Batching:
     tokens: int = 4096
     """Size of a batch over all devices: rows times the longer of source and target length, padding included."""
     max_source_len: int = 256
-    """Longer sources are left out of training and truncated in evaluation."""
+    """Longer sources are left out of training and truncated in evaluation; 0 if none has any token, as of plain text."""
     max_target_len: int = 256
     """Longer targets are left out of training and truncated in evaluation."""
     buckets: int = 4
@@ -102,10 +102,10 @@ def first_fit(lengths_N2: np.ndarray, room: tuple[int, int]) -> np.ndarray:
 
 
 def _round_up(length: int) -> int:
-    """The next multiple of 8 (of 4 up to 64, of 2 up to 16): few shapes, little padding.
+    """The next multiple of 8 (of 4 up to 64, of 2 up to 16): few shapes, little padding. A label alone stays so.
 
-    >>> [_round_up(n) for n in (7, 17, 65)]
-    [8, 20, 72]
+    >>> [_round_up(n) for n in (1, 7, 17, 65)]
+    [1, 8, 20, 72]
     """
-    step = 2 if length <= 16 else 4 if length <= 64 else 8
+    step = 1 if length <= 1 else 2 if length <= 16 else 4 if length <= 64 else 8
     return -(-int(length) // step) * step

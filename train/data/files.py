@@ -1,4 +1,4 @@
-"""Reads a user's files of text pairs into Arrow columns: TSV, JSON lines, Parquet, and two parallel text files.
+"""Reads a user's files of text pairs into Arrow columns: TSV, JSON lines, Parquet, two parallel text files, and plain text.
 
 Whatever is wrong with a file is said in one sentence, with the file and the line.
 """
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from zoo.core import UserError
 from zoo.text import without_surrogates
 
-ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 ROWS = 65_536  # rows gathered as Python strings before they become an Arrow batch
 
 Pair = tuple[str, str, Sequence[str]]  # source, target, references
@@ -31,9 +31,9 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
 
     Args:
       name: a path, or two with a comma between.
-      form: "tsv", "jsonl", "parquet", "parallel", or "auto" to tell by the ending.
+      form: "tsv", "jsonl", "parquet", "parallel", "text", or "auto" to tell by the ending.
       source: key or column of the source.
-      target: key or column of the target, a string or a list of strings.
+      target: key or column of the target, a string, a list of strings or a label's whole number.
 
     Returns:
       A table with columns source, target and references (lists of strings).
@@ -44,6 +44,8 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
     form = _format(name) if form == "auto" else form
     if form == "parallel":
         pairs = _parallel(name)
+    elif form == "text":
+        pairs = (("", line, (line,)) for line in _lines(_file(name)) if line.strip())
     elif form == "tsv":
         pairs = _tsv(_file(name), source, target)
     elif form == "jsonl":
@@ -76,7 +78,9 @@ def _format(name: str) -> str:
         return ENDINGS[ending]
     if "," in name:
         return "parallel"
-    raise UserError(f"the ending of {name} does not tell its format: set the field format to tsv, jsonl, parquet or parallel")
+    raise UserError(
+        f"the ending of {name} does not tell its format: set the field format to tsv, jsonl, parquet, parallel or text"
+    )
 
 
 def _file(name: str) -> Path:
@@ -147,7 +151,7 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
                     f"{path} has {count or 'no'} column{'s' * (count > 1)} {name!r}: set the field {field} to one of {names}"
                 )
             kind = file.schema_arrow.field(name).type
-            if not _is_text(kind):
+            if not _is_text(kind) and not (field == "target" and pa.types.is_integer(kind)):
                 raise UserError(f"{path} has {kind} in column {name!r}: write strings (for the target also lists of strings)")
         number = 0
         for batch in file.iter_batches(ROWS, columns=[source, target]):
@@ -174,6 +178,7 @@ def _pair(where: str, record: dict, source: str, target: str) -> Pair:
             keys = ", ".join(record) or "none"
             raise UserError(f"{where} has no key {name!r} (it has {keys}): set the fields source and target")
     texts, references = record[source], record[target]
+    references = str(references) if type(references) is int else references
     references = references if isinstance(references, list) and references else [references]
     for name, value in ((source, texts), *((target, value) for value in references)):
         if not isinstance(value, str):

@@ -19,8 +19,9 @@ import grain
 import numpy as np
 
 from train.data.buckets import Batching, Shape, bucket_of, first_fit
+from train.data.corrupt import Corrupt, corrupted
 from train.data.sources import Example
-from zoo.core import EOS, PAD, Tokens
+from zoo.core import PAD, Tokens
 from zoo.text import Tokenizer
 
 SAMPLE = 20_000  # examples whose lengths decide on the shapes
@@ -46,14 +47,28 @@ class Batch(NamedTuple):
 class Tokenized:
     """Token ids of text pairs, encoded when first asked for and then remembered, compactly, up to a number of bytes."""
 
-    def __init__(self, examples: Sequence[Example], source: Tokenizer, target: Tokenizer, remember: int = REMEMBER):
-        """Args: remember: bytes of ids (with Python's overhead) to keep; beyond it examples are encoded again each time."""
-        self.examples = examples
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        source: Tokenizer,
+        target: Tokenizer,
+        remember: int = REMEMBER,
+        corrupt: Corrupt | None = None,
+    ):
+        """What the examples become.
+
+        Args:
+          examples: the text pairs.
+          source, target: what encodes each side.
+          remember: bytes of ids (with Python's overhead) to keep; beyond it examples are encoded again each time.
+          corrupt: makes both sides of a batch of the targets alone.
+        """
+        self.examples, self.corrupt = examples, corrupt
         self._sides = [
             (tokenizer, np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)) for tokenizer in (source, target)
         ]
         self._ids: list[tuple[bytes, bytes] | None] = [None] * len(examples)
-        self._lengths_N2 = np.zeros((len(examples), 2), np.int32)  # 0: not known yet, since every sequence has its EOS
+        self._lengths_N2 = np.full((len(examples), 2), -1, np.int32)  # not known yet
         self._room = remember
 
     def __len__(self) -> int:
@@ -61,7 +76,7 @@ class Tokenized:
 
     def lengths(self, indices_N: np.ndarray) -> np.ndarray:
         """(N, 2) int32 token counts of source and target."""
-        unknown = indices_N[self._lengths_N2[indices_N, 0] == 0]
+        unknown = indices_N[self._lengths_N2[indices_N, 0] < 0]
         for start in range(0, len(unknown), CHUNK):
             self._packed(unknown[start : start + CHUNK].tolist())
         return self._lengths_N2[indices_N]
@@ -70,13 +85,22 @@ class Tokenized:
         """(N, 2) lengths of ``size`` examples spread evenly over the set; of all if there are no more."""
         return self.lengths(np.unique(np.linspace(0, len(self) - 1, min(size, len(self))).astype(int)))
 
+    @property
+    def target_vocab_size(self) -> int:
+        return self._sides[1][0].vocab_size
+
+    def targets(self, indices_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (N,) of the targets of n examples, one after another, and (n,) int32 the length of each."""
+        pairs = self._packed(indices_n.tolist())
+        return np.frombuffer(b"".join(target for _, target in pairs), self._sides[1][1]), self._lengths_N2[indices_n, 1]
+
     def padded(self, indices_n: np.ndarray, row_n: np.ndarray, shape: Shape, segments: bool = False) -> tuple[Tokens, Tokens]:
         """Sources and targets of n examples as rows of a shape.
 
         Args:
           indices_n: the examples.
           row_n: the row of each, ascending; several in a row stand side by side.
-          shape: (rows, source length, target length); an example too long for it is truncated before its EOS.
+          shape: (rows, source length, target length); of an example too long for it the last token, its end, is kept.
           segments: number a row's examples.
         """
         pairs, lengths_n2 = self._packed(indices_n.tolist()), self._lengths_N2[indices_n]
@@ -113,8 +137,8 @@ def _pad(
     """Unpack ids, each into its row of an array of this shape."""
     rows, length = shape
     if (length_n > length).any():
-        kept, eos = (length - 1) * dtype.itemsize, dtype.type(EOS).tobytes()
-        packed = [ids if count <= length else ids[:kept] + eos for ids, count in zip(packed, length_n)]
+        kept, last = max(length - 1, 0) * dtype.itemsize, -dtype.itemsize if length else sys.maxsize
+        packed = [ids if count <= length else ids[:kept] + ids[last:] for ids, count in zip(packed, length_n)]
         length_n = np.minimum(length_n, length)
     length_B = np.bincount(row_n, length_n, minlength=rows)
     mask = np.arange(length) < length_B[:, None]
@@ -195,13 +219,13 @@ def train_batches(
         share_N = 1 / np.array([rows for rows, _, _ in shapes])[bucket_of(admitted_N2, bounds)]
     window = max(1, int(batching.window / share_N.mean()))
     cutter = _Cutter(data, batching, shapes, host)
-    windows = grain.MapDataset.source(_Windows(len(data), window, seed))
+    windows = grain.MapDataset.source(Shuffled(len(data), window, seed))
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # prefetch_to_device adds the one that pays
     planned = grain.experimental.FlatMapIterDataset(windows.to_iter_dataset(in_this_thread), cutter)
     return TrainBatches(planned.map(cutter.build), cutter)
 
 
-class _Windows:
+class Shuffled:
     """An endless sequence of windows (indices, seed) of an epoch's order; the last window of an epoch may be smaller.
 
     Grain's own shuffle walks every index by itself, 2 ms each in a set of 20 examples; a permutation is at hand at once.
@@ -224,11 +248,12 @@ class _Windows:
 
 
 class _Plan(NamedTuple):
-    """A batch to be: its shape, its n examples, and the row of each, ascending."""
+    """A batch to be: its shape, its n examples, the row of each, ascending, and the seed of its random numbers."""
 
     shape: Shape
     indices_n: np.ndarray
     row_n: np.ndarray
+    seed: tuple[int, ...] = (0,)
 
 
 class _Cutter(grain.experimental.FlatMapTransform):
@@ -249,18 +274,20 @@ class _Cutter(grain.experimental.FlatMapTransform):
         if self._batching.pack:
             return _pack(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes[-1], rng)
         plans = _cut(indices_N[admitted_N], lengths_N2[admitted_N], self._shapes)
-        return [plans[i] for i in rng.permutation(len(plans))]
+        return [plans[i]._replace(seed=seed) for i in rng.permutation(len(plans))]
 
     def build(self, plan: _Plan) -> Batch:
-        (rows, *lengths), indices_n, row_n = plan
+        (rows, *lengths), indices_n, row_n, seed = plan
         (index, count), pack = self._host, self._batching.pack
         rows //= count  # of this host
         mine_n = row_n // rows == index
         indices_n, row_n = indices_n[mine_n], row_n[mine_n] - index * rows
-        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side.
-        example_ids = np.full((rows, min(lengths)), -1, np.int32)
+        # As every sequence has its end token, no row holds more pairs than tokens of the shorter side; a prompt may have none.
+        example_ids = np.full((rows, max(min(lengths), 1)), -1, np.int32)
         example_ids[row_n, _place(row_n)] = indices_n
         tokens = self._data.padded(indices_n, row_n, (rows, *lengths), pack)
+        if self._data.corrupt is not None:
+            tokens = corrupted(tokens[1], self._data.corrupt, [(*seed, int(i) + 1) for i in example_ids[:, 0]])
         return Batch(*tokens, example_ids if pack else example_ids[:, 0].copy())
 
 
@@ -298,7 +325,7 @@ def _cut(indices_N: np.ndarray, lengths_N2: np.ndarray, shapes: Sequence[Shape])
 class EvalBatches:
     """Every example of a set once, in the same batches each time it is iterated; the longest come first.
 
-    Nothing is left out: a source or target beyond the last shape is truncated, its EOS kept.
+    Nothing is left out: a source or target beyond the last shape is truncated, its last token kept.
 
     Attributes:
       truncated: number of examples whose source or target is cut.

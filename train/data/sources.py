@@ -56,7 +56,7 @@ class Tfds:
     source: str
     """Feature that the model reads, such as de."""
     target: str
-    """Feature that the model learns to write, such as en."""
+    """Feature that the model learns to write, such as en, or a label's."""
     references: str = ""
     """Feature that lists all right targets, for scoring; empty: the target alone is right."""
     train_split: str = "train"
@@ -86,7 +86,8 @@ class Tfds:
                 f"split {name!r} of {self.name} cannot be read ({first_line(error)}): "
                 f"choose from {splits}, or give another data_dir if it was prepared by another program"
             ) from error
-        decoded = _Decoded(f"split {name!r} of {self.name}", records, **keys)
+        labels = getattr(builder.info.features[self.target], "names", None) or []
+        decoded = _Decoded(f"split {name!r} of {self.name}", records, labels, **keys)
         if not len(decoded):
             raise UserError(f"split {name!r} of {self.name} holds no examples: choose another")
         if len(decoded) > IN_MEMORY:
@@ -98,7 +99,8 @@ class Tfds:
 class Files:
     """Text pairs in files of one's own: TSV, JSON lines, Parquet, or two parallel text files; all but Parquet also as .gz.
 
-    Text is kept in memory as Arrow arrays, about the size of the files themselves.
+    Or plain text, to learn its language: each line a document, the target of an empty source. Text is kept in memory as Arrow
+    arrays, about the size of the files themselves.
     """
 
     train: str = ""
@@ -107,22 +109,24 @@ class Files:
     """File to evaluate on during training; empty: 5 % of the training file (at most 2,000 sources), chosen by their hash."""
     test: str = ""
     """File for the final score; empty: another 5 % of the training file, chosen alike."""
-    format: Literal["auto", "tsv", "jsonl", "parquet", "parallel"] = "auto"
-    """Format of the files; auto tells it by the ending: .tsv, .jsonl, .parquet, or two names with a comma."""
+    format: Literal["auto", "tsv", "jsonl", "parquet", "parallel", "text"] = "auto"
+    """Format of the files; auto tells it by the ending: .tsv, .jsonl, .parquet, .txt, or two names with a comma."""
     source: str = "source"
     """Key or column that the model reads; in a TSV without a header it is the first column."""
     target: str = "target"
-    """Key or column that the model learns to write (a list of strings: all are right); in a TSV without a header the second."""
+    """Key or column that the model learns to write: text, a list of texts that are all right, or a label, which may be a whole
+    number; in a TSV without a header the second column."""
 
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split. Raises UserError, with file and line, for whatever cannot be read."""
         if not self.train:
-            raise UserError("no training file is given: set the field train to a .tsv, .jsonl or .parquet file or to a.en,a.de")
+            raise UserError("no training file is given: set train to a .tsv, .jsonl, .parquet or .txt file or to a.en,a.de")
         carved = [name for name in ("validation", "test") if not getattr(self, name)]
         if split not in carved and not (split == "train" and carved):
             return self._read(getattr(self, split))
         table = self._read(self.train)
-        part_N = _carve(table.sources(), carved)
+        sources = table.column("source")
+        part_N = _carve(sources if any(sources) else table.column("target"), carved)
         if split != "train" and split not in part_N:
             raise UserError(f"{self.train} has too few different sources to set aside a {split} part: give a file for {split}")
         return table.take(np.flatnonzero(part_N == split))
@@ -154,8 +158,8 @@ class Table(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return _in_chunks(self)
 
-    def sources(self) -> list[str]:
-        return self._columns["source"].to_pylist()
+    def column(self, name: str) -> list[str]:
+        return self._columns[name].to_pylist()
 
     def take(self, indices: np.ndarray) -> Table:
         """The examples at these indices, as a table of their own."""
@@ -165,8 +169,9 @@ class Table(Sequence[Example]):
 class _Decoded(Sequence[Example]):
     """Examples of a TFDS data source, decoded whenever they are asked for."""
 
-    def __init__(self, what: str, records: Any, source: str, target: str, references: str):
-        self._what, self._records = what, records
+    def __init__(self, what: str, records: Any, labels: list[str], source: str, target: str, references: str):
+        """Args: labels: what a whole number as target means."""
+        self._what, self._records, self._labels = what, records, labels
         self._source, self._target, self._references = source, target, references
 
     def __len__(self) -> int:
@@ -187,6 +192,10 @@ class _Decoded(Sequence[Example]):
 
     def _example(self, record: dict) -> Example:
         source, target, references = (record[name] for name in (self._source, self._target, self._references))
+        if self._labels and self._references == self._target:
+            if not 0 <= target < len(self._labels):
+                raise UserError(f"{self._what} has examples without a label: choose another split")
+            target = references = self._labels[int(target)]
         several = isinstance(references, (list, np.ndarray)) and len(references)
         texts = [source, target, *(references if several else [target])]
         if not all(isinstance(text, (bytes, str)) for text in texts):
@@ -222,6 +231,7 @@ def _builder(name: str, data_dir: str) -> Any:
     """The TFDS builder of that name: ours, or one that comes with tensorflow-datasets. None is ever loaded from a folder."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.summarization
+    import tensorflow_datasets.text
     import tensorflow_datasets.translate
 
     import train.data.cmudict  # noqa: F401 (registers itself)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from zoo.core import ModelConfig, UserError
@@ -18,11 +19,15 @@ class Fields:
 
     Attributes:
       where: the file, for messages.
-      tensors: how many the checkpoint has: no model has more layers.
+      tensors: the names of what the checkpoint holds: no model has more layers. None where there is no checkpoint.
     """
 
-    def __init__(self, data: Mapping[str, Any], where: str, tensors: int = 10_000):
+    def __init__(self, data: Mapping[str, Any], where: str, tensors: Collection[str] | None = None):
         self.data, self.where, self.tensors = data, where, tensors
+
+    def holds(self, pattern: str, default: bool) -> bool:
+        """Whether the checkpoint has a tensor whose whole name matches; ``default`` where there is none."""
+        return default if self.tensors is None else any(re.fullmatch(pattern, name) for name in self.tensors)
 
     def get(self, name: str, default: Any, right: Callable[[Any], bool], wanted: str) -> Any:
         """A value that is ``right``; ``default`` where the field is missing or null, unless that is None too."""
@@ -47,7 +52,7 @@ class Fields:
 
     def layers(self, name: str, default: int | None = None) -> int:
         """A number of layers."""
-        return self.integer(name, default, 0, self.tensors)
+        return self.integer(name, default, 0, 10_000 if self.tensors is None else len(self.tensors))
 
     def token(self, name: str, vocab_size: int, default: int | None = None) -> int:
         """A token id; the first of a list of one."""

@@ -1,6 +1,7 @@
 """A generation_config.json as a ``Decoding`` and back: transformers' names for the same settings.
 
-Lengths count differently there: ``max_length`` and ``min_length`` count what the decoder reads first as well.
+Lengths count differently there: ``max_length`` and ``min_length`` count what the decoder reads first as well, and that is the
+whole prompt where there is no encoder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from zoo.decoding import Decoding
 # What changes an output and has no counterpart here, with the values under which it changes nothing.
 UNSUPPORTED = {
     **{"num_beam_groups": (1,), "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "guidance_scale": (1.0,)},
-    **{"encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "force_words_ids": (), "constraints": ()},
+    **{"encoder_repetition_penalty": (1.0,), "force_words_ids": (), "constraints": ()},
     **{"sequence_bias": (), "exponential_decay_length_penalty": (), "stop_strings": (), "renormalize_logits": (False,)},
     **{"epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "top_h": (), "watermarking_config": ()},
 }
@@ -39,7 +40,7 @@ def read(data: Mapping[str, Any], where: str, config: ModelConfig) -> Decoding:
         raise UserError(f"do_sample in {where} is set and num_beams is {beams}: remove one, this zoo draws or searches")
     banned = [token for token in single_tokens(data, where) if token != config.end_id]
     banned += ids(data, "suppress_tokens", where)
-    special = {config.start_id, config.pad_id} - {config.end_id}
+    special = never(config)
     forced_end = data.get("forced_eos_token_id")
     if forced_end not in (None, config.end_id, [config.end_id]):
         raise UserError(f"forced_eos_token_id in {where} is {forced_end!r} but outputs end with {config.end_id}: remove it")
@@ -60,8 +61,9 @@ def read(data: Mapping[str, Any], where: str, config: ModelConfig) -> Decoding:
         **(shaped if sample else {}),
         repetition_penalty=fields.number("repetition_penalty", 1.0),
         no_repeat_ngram=fields.integer("no_repeat_ngram_size", 0),
-        min_len=fields.integer("min_new_tokens", -1, -1) + 1 or fields.integer("min_length", 0),
-        max_len=fields.integer("max_new_tokens", 0) or max(fields.integer("max_length", DEFAULT_MAX_LEN + 1, 1) - 1, 1),
+        no_repeat_source_ngram=fields.integer("encoder_no_repeat_ngram_size", 0),
+        **lengths(fields, config),
+        max_source_len=max(Decoding.max_source_len, 0 if config.decoder_only else getattr(config, "max_len", 0)),
         first_id=fields.token("forced_bos_token_id", size, 0) if data.get("forced_bos_token_id") is not None else -1,
         end_at_limit=forced_end is not None,
         suppress=tuple(sorted(set(banned) - special)) if special <= set(banned) else tuple(sorted(set(banned))),
@@ -76,13 +78,14 @@ def write(decoding: Decoding, config: ModelConfig, original: Mapping[str, Any]) 
     Raises:
       UserError: a setting that transformers does not have.
     """
-    if original and read(original, "generation_config.json", config) == decoding:
+    where = "generation_config.json"
+    if original and read(original, where, config) == decoding and with_ids(config, original, where) == config:
         return dict(original)
     if decoding.beams > 1 and decoding.penalty != "huggingface":
         raise UserError(
             f'decoding.penalty is {decoding.penalty!r}, which generation_config.json cannot say: set it to "huggingface"'
         )
-    special = {config.start_id, config.pad_id} - {config.end_id}
+    special = never(config)
     banned = sorted({*decoding.suppress, *(() if decoding.anything else special)})
     early = {name: value for value, name in EARLY.items()}
     settings = {
@@ -95,25 +98,60 @@ def write(decoding: Decoding, config: ModelConfig, original: Mapping[str, Any]) 
         **({"min_p": decoding.min_p, "typical_p": decoding.typical} if decoding.sample else {}),
         "repetition_penalty": decoding.repetition_penalty,
         "no_repeat_ngram_size": decoding.no_repeat_ngram,
-        "min_length": decoding.min_len,
-        "max_length": decoding.max_len + 1,
+        "encoder_no_repeat_ngram_size": decoding.no_repeat_source_ngram,
+        **written_lengths(decoding, config),
         "forced_bos_token_id": None if decoding.first_id < 0 else decoding.first_id,
         "forced_eos_token_id": config.end_id if decoding.end_at_limit else None,
         "bad_words_ids": [[token] for token in banned] or None,
         "begin_suppress_tokens": list(decoding.suppress_first) or None,
-        "decoder_start_token_id": config.start_id,
+        start_name(config): config.start_id,
         "eos_token_id": config.end_id,
         "pad_token_id": config.pad_id,
     }
-    replaced = {"max_new_tokens", "min_new_tokens", "suppress_tokens"}
+    replaced = {"max_new_tokens", "min_new_tokens", "max_length", "suppress_tokens"}
     kept = {name: value for name, value in original.items() if name not in replaced}
     return {name: value for name, value in {**kept, **settings}.items() if value is not None}
+
+
+def lengths(fields: Fields, config: ModelConfig) -> dict[str, int]:
+    """The fewest and the most tokens of an output."""
+    fewest, most = fields.integer("min_new_tokens", -1, -1) + 1, fields.integer("max_new_tokens", 0)
+    if not config.decoder_only:
+        most = most or max(fields.integer("max_length", DEFAULT_MAX_LEN + 1, 1) - 1, 1)
+        return {"min_len": fewest or fields.integer("min_length", 0), "max_len": most}
+    if not fewest and (shortest := fields.integer("min_length", 0)):
+        raise UserError(f"min_length in {fields.where} is {shortest}, which counts the prompt: say min_new_tokens instead")
+    total = 0 if most else fields.integer("max_length", 0)
+    return {"min_len": fewest, "max_len": most or (max(total - 1, 1) if total else DEFAULT_MAX_LEN), "max_total_len": total}
+
+
+def written_lengths(decoding: Decoding, config: ModelConfig) -> dict[str, int | None]:
+    """The inverse."""
+    if not config.decoder_only:
+        return {"min_length": decoding.min_len, "max_length": decoding.max_len + 1}
+    if decoding.max_total_len and decoding.max_len != max(decoding.max_total_len - 1, 1):
+        raise UserError(
+            f"max_len is {decoding.max_len} and max_total_len {decoding.max_total_len}, but generation_config.json has one: "
+            "set max_total_len to 0"
+        )
+    most = {"max_length": decoding.max_total_len} if decoding.max_total_len else {"max_new_tokens": decoding.max_len}
+    return {"min_length": 0, "min_new_tokens": decoding.min_len - 1 if decoding.min_len else None, **most}
+
+
+def never(config: ModelConfig) -> set[int]:
+    """The tokens that no output holds unless ``Decoding.anything`` is set; the last of a prompt is a token like any other."""
+    return {config.pad_id, *(() if config.decoder_only else (config.start_id,))} - {config.end_id}
+
+
+def start_name(config: ModelConfig) -> str:
+    """What transformers calls the token that a decoder reads first."""
+    return "bos_token_id" if config.decoder_only else "decoder_start_token_id"
 
 
 def with_ids(config: ModelConfig, data: Mapping[str, Any], where: str) -> ModelConfig:
     """The configuration with the ids that a generation_config.json says, which go before those of config.json."""
     fields, given = Fields(data, where), {}
-    for ours, theirs in {"start_id": "decoder_start_token_id", "end_id": "eos_token_id", "pad_id": "pad_token_id"}.items():
+    for ours, theirs in {"start_id": start_name(config), "end_id": "eos_token_id", "pad_id": "pad_token_id"}.items():
         if data.get(theirs) is not None:
             given[ours] = fields.token(theirs, config.target_vocab_size)
     names = {field.name for field in dataclasses.fields(config)}

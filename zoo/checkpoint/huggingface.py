@@ -6,6 +6,7 @@ says and this zoo does not use is kept in the predictor's ``origin`` and written
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from jax.sharding import Mesh
 from zoo.checkpoint import generation_config, tensors
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.placing import placer
-from zoo.checkpoint.rules import from_reference, makers
-from zoo.core import ModelConfig, UserError
-from zoo.predictor import Predictor
+from zoo.checkpoint.rules import from_reference, is_unused, makers
+from zoo.core import EncoderOnly, ModelConfig, UserError
+from zoo.decoding import Decoding
+from zoo.labels import Labels
+from zoo.predictor_base import PredictorBase
+from zoo.predictors import predictor_for
 from zoo.pretrained_text import KINDS, PretrainedTokenizer, kind_of, read_files
 from zoo.variants import abstract_params, choose, variants
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-ORIGIN = {"architecture", "config", "generation", "tensors"}  # what ``Predictor.origin`` holds
+ORIGIN = {"architecture", "config", "generation", "tensors"}  # what ``Predictor.origin`` holds, and sometimes "unused"
+MOST_UNUSED = 1 << 20  # bytes of a tensor that is kept as text
 
 
 def architectures() -> dict[str, Architecture]:
@@ -41,8 +46,8 @@ def is_huggingface(directory: Path) -> bool:
         return False
 
 
-def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predictor:
-    """Load a model; ``zoo.load`` says what the arguments are.
+def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None, read: bool = True) -> PredictorBase:
+    """Load a model; ``zoo.load`` says what the arguments are. Unless ``read``, its ``params`` are shapes.
 
     Raises:
       UserError: a file is missing, damaged, of an architecture that is not read, or says what cannot be.
@@ -50,12 +55,15 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
     data = tensors.read_json(directory / CONFIG)
     name, architecture = architecture_of(data, directory / CONFIG)
     weights = tensors.Tensors.open(directory)
-    config = architecture.read(Fields(data, str(directory / CONFIG), len(weights)))
+    config = architecture.read(Fields(data, str(directory / CONFIG), weights.entries))
     generation, where = None, directory / CONFIG
     if (directory / GENERATION).is_file():
         generation, where = tensors.read_json(directory / GENERATION), directory / GENERATION
-        config = generation_config.with_ids(config, generation, str(where))
-    decoding = generation_config.read(data if generation is None else generation, str(where), config)
+    if generates(config):
+        config = generation_config.with_ids(config, generation or {}, str(where))
+        decoding = generation_config.read(data if generation is None else generation, str(where), config)
+    else:
+        decoding = Decoding(max_source_len=config.max_len)
     model = config.build()
     put = placer(model.SHARDING, dtype, mesh)
     origin = {
@@ -64,9 +72,17 @@ def load(directory: Path, dtype: Any = None, mesh: Mesh | None = None) -> Predic
         "generation": generation,
         "tensors": {name: list(entry.shape) for name, entry in weights.entries.items()},
     }
-    tokenizers = read_tokenizers(directory, config)
-    params = from_reference(weights, model.RULES, abstract_params(config), put)
-    return Predictor(model, params, *tokenizers, decoding, origin=origin)
+    if unused := {name: packed(name, weights[name]) for name in weights if is_unused(name, model.RULES)}:
+        origin["unused"] = unused
+    tokenizers = read_tokenizers(directory, config, data)
+    template = abstract_params(config)
+    params = from_reference(weights, model.RULES, template, put) if read else template
+    return predictor_for(model)(model, params, *tokenizers, decoding, origin=origin)
+
+
+def generates(config: ModelConfig) -> bool:
+    """Whether a configuration's model generates anything."""
+    return not isinstance(config.build(), EncoderOnly)
 
 
 def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture]:
@@ -80,15 +96,19 @@ def architecture_of(data: dict[str, Any], path: Path) -> tuple[str, Architecture
     return names[0], architecture
 
 
-def read_tokenizers(directory: Path, config: ModelConfig) -> tuple[PretrainedTokenizer, PretrainedTokenizer]:
-    """The tokenizers of source and target."""
+def read_tokenizers(
+    directory: Path, config: ModelConfig, data: dict[str, Any]
+) -> tuple[PretrainedTokenizer, PretrainedTokenizer | Labels]:
+    """The tokenizers of source and target; for a classifier, the labels of its config.json."""
     files = read_files(directory)
     kind = KINDS[kind_of(files, directory)]
-    sizes = {"source": config.source_vocab_size, "target": config.target_vocab_size}
-    return tuple(kind(files, side, size, config.end_id) for side, size in sizes.items())
+    source = kind(files, "source", config.source_vocab_size, config.end_id)
+    if config.wants_labels:
+        return source, Labels.from_config(data, str(directory / CONFIG))
+    return source, kind(files, "target", config.target_vocab_size, config.end_id)
 
 
-def save(predictor: Predictor, directory: Path) -> None:
+def save(predictor: PredictorBase, directory: Path) -> None:
     """Write a model so that transformers loads it; a model that came from there under the names that it had.
 
     Raises:
@@ -98,18 +118,24 @@ def save(predictor: Predictor, directory: Path) -> None:
     config, model = predictor.model.config, predictor.model
     name = origin.get("architecture") or counterpart(config)
     files = tokenizer_files(predictor)
-    generation = generation_config.write(predictor.decoding, config, origin.get("generation") or {})
-    like = origin.get("tensors")
+    generation = origin.get("generation")
+    if generates(config):
+        generation = generation_config.write(predictor.decoding, config, generation or {})
+    unused = {name: unpacked(name, content) for name, content in origin.get("unused", {}).items()}
+    like = {name: shape for name, shape in origin["tensors"].items() if name not in unused} if origin else None
     # Views of a single zero tell shapes and dtypes, so that the header can be written before any tensor is made.
     hollow = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), predictor.params)
-    shapes = {name: make() for name, make in makers(hollow, model.RULES, like).items()}
+    shapes = unused | {name: make() for name, make in makers(hollow, model.RULES, like).items()}
     shapes = {name: tensors.Shape(array.dtype, array.shape) for name, array in shapes.items()}
     made = makers(predictor.params, model.RULES, like)
-    tensors.write(directory, shapes, lambda name: made[name]())
+    tensors.write(directory, shapes, lambda name: unused[name] if name in unused else made[name]())
     for file, content in files.items():
         (directory / file).write_bytes(content)
-    write_json(directory / GENERATION, generation)
+    if generation is not None:
+        write_json(directory / GENERATION, generation)
     described = describe(config, name, origin)
+    if config.wants_labels and Labels.from_config(described, CONFIG).names != predictor.target_tokenizer.names:
+        described |= predictor.target_tokenizer.to_config()
     dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(predictor.params)]
     for key in {"dtype", "torch_dtype"} & set(described):
         described[key] = described[key] if described[key] in dtypes else dtypes[0]
@@ -120,8 +146,8 @@ def describe(config: ModelConfig, name: str, origin: dict[str, Any]) -> dict[str
     """The config.json of a model: the original where it still says the same, else with the fields that this zoo reads."""
     architecture, original = architectures()[name], origin.get("config") or {}
     if original:
-        same = generation_config.with_ids(architecture.read(Fields(original, CONFIG)), origin["generation"] or {}, GENERATION)
-        if same == config:
+        same = architecture.read(Fields(original, CONFIG, origin["tensors"]))
+        if generation_config.with_ids(same, origin["generation"] or {}, GENERATION) == config:
             return dict(original)
     return {**original, "architectures": [name], "model_type": architecture.model_type, **architecture.write(config)}
 
@@ -140,12 +166,31 @@ def counterpart(config: ModelConfig) -> str:
     )
 
 
-def tokenizer_files(predictor: Predictor) -> dict[str, bytes]:
+def packed(name: str, array: np.ndarray) -> dict[str, Any]:
+    """An unused tensor as JSON. Raises UserError if it is not small."""
+    if array.nbytes > MOST_UNUSED:
+        raise UserError(f"{name} has {array.nbytes:,} bytes, more than any model has of it: it is a model of another kind")
+    content = base64.b64encode(array.tobytes()).decode("ascii")
+    return {"dtype": tensors.NAMES[array.dtype], "shape": list(array.shape), "base64": content}
+
+
+def unpacked(name: str, data: dict[str, Any]) -> np.ndarray:
+    """The inverse, for any JSON. Raises UserError if it is none."""
+    try:
+        content = base64.b64decode(data["base64"], validate=True)
+        return np.frombuffer(content, tensors.DTYPES[data["dtype"]]).reshape(data["shape"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the tensor {name} of the model's origin is not readable ({error}): load the original again"
+        ) from error
+
+
+def tokenizer_files(predictor: PredictorBase) -> dict[str, bytes]:
     """The files of a predictor's tokenizers, which are one there."""
     source, target = predictor.source_tokenizer, predictor.target_tokenizer
     if isinstance(source, PretrainedTokenizer):
         return source.files
-    if source.to_json() != target.to_json():
+    if not isinstance(target, Labels) and source.to_json() != target.to_json():
         raise UserError(
             "Hugging Face's format has one tokenizer for both sides, this model one for each: train with tokenizers.shared, or "
             "leave out --format"

@@ -1,4 +1,4 @@
-"""Reading the Orbax checkpoints that training writes: ``checkpoints/<step>/`` with the items params, ema, model and metrics.
+"""Reading the Orbax checkpoints that training writes: ``checkpoints/<step>/`` with params, ema, base, model and metrics.
 
 Nothing is read of a checkpoint whose manifest does not verify, and no array whose name, shape, dtype or size is not expected.
 """
@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from zoo.checkpoint import manifest
+from zoo.checkpoint import adapters, manifest
 from zoo.core import PyTree, UserError, first_line
 
 CHECKPOINTS, BEST = "checkpoints", "best"
@@ -108,10 +109,26 @@ def read_json(step: Path, item: str) -> Any:
         raise UserError(f"the checkpoint {step} is damaged: its {item} is not readable ({first_line(error)})") from error
 
 
-def read_params(step: Path, template: PyTree, place: PyTree) -> PyTree:
-    """The parameters of a checkpoint, their moving average where it has one, each in its ``place``."""
+def read_params(step: Path, template: PyTree, place: PyTree, lora: Any = None, item: str = "") -> PyTree:
+    """The parameters of a checkpoint, each in its ``place``.
+
+    Args:
+      step: a checkpoint that verifies.
+      template: the model's parameters.
+      place: their shardings.
+      lora: what the checkpoint says of its adapters, which are merged into the parameters under them; None: it has none.
+      item: "params", or "ema" for their moving average; empty: the latter where there is one.
+    """
+    item = item or ("ema" if (step / "ema").is_dir() else "params")
     abstract = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), template, place)
-    return read_tree(step / ("ema" if (step / "ema").is_dir() else "params"), abstract)
+    if lora is None:
+        return read_tree(step / item, abstract)
+    found, alpha = adapters.described(lora, template, str(step))
+    to = jax.tree.leaves(place)[0]
+    whole = NamedSharding(to.mesh, PartitionSpec()) if isinstance(to, NamedSharding) else to
+    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), found)
+    base, found = read_tree(step / "base", abstract), read_tree(step / item, found)
+    return jax.jit(adapters.merge, static_argnums=2, out_shardings=place)(base, found, alpha)
 
 
 def on_one_device(template: PyTree) -> PyTree:
@@ -120,12 +137,11 @@ def on_one_device(template: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template)
 
 
-def average_params(found: list[Path], template: PyTree) -> PyTree:
-    """The mean of several checkpoints' parameters, in float32 (Vaswani et al. 2017, section 6.1)."""
-    total = None
+def average_params(found: list[Path], template: PyTree, lora: Any = None) -> PyTree:
+    """The mean of several checkpoints' parameters, in float32 (Vaswani et al. 2017, section 6.1); ``lora`` as above."""
+    total, place = None, jax.tree.map(lambda leaf: leaf.sharding, on_one_device(template))
     for step in found:
-        params = read_tree(step / "params", on_one_device(template))
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), read_params(step, template, place, lora, "params"))
         total = params if total is None else jax.tree.map(jnp.add, total, params)
     return jax.tree.map(lambda x, like: (x / len(found)).astype(like.dtype), total, template)
 

@@ -3,8 +3,8 @@
 A rule is ``(our path regex, their name, layout)``; the first whose regex matches the whole path wins. A path that no rule
 takes, a tensor that no path wants and a shape that does not fit are errors that name both sides.
 
-A table may also say what else a file of the reference holds: ``Copy``, ``Constant`` and ``Renamed``. Each of them is checked
-when it is read, and written again under the name that it had.
+A table may also say what else a file of the reference holds: ``Copy``, ``Constant``, ``Renamed`` and ``Unused``. Each of them
+is checked when it is read, where there is anything to check, and written again under the name that it had.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ class Rule(NamedTuple):
       ours: regex that matches a whole path, ``encoder_(\d+)/kernel``.
       theirs: their name, or names, with ``\1`` for the groups of the regex.
       layout: between the two.
-      part: (i, n) if ours is the i-th of n equal blocks along axis 0 of their tensor.
+      part: (i, n) if ours is the i-th of n equal blocks of their tensor.
+      axis: along which those blocks stand side by side.
     """
 
     ours: str
     theirs: str | tuple[str, ...]
     layout: Layout = SAME
     part: tuple[int, int] = (0, 1)
+    axis: int = 0
 
 
 class Copy(NamedTuple):
@@ -83,6 +85,16 @@ class Renamed(NamedTuple):
 
     old: str
     new: str
+
+
+class Unused(NamedTuple):
+    """A small tensor in files of theirs that no code reads. It may be missing; whoever reads the others keeps it.
+
+    Attributes:
+      theirs: regex that matches a whole name.
+    """
+
+    theirs: str
 
 
 def linear(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -139,6 +151,11 @@ def constant(name: str, rules: Iterable) -> Constant | None:
     return next((rule for rule in rules if isinstance(rule, Constant) and re.fullmatch(rule.theirs, name)), None)
 
 
+def is_unused(name: str, rules: Iterable) -> bool:
+    """Whether a name of theirs is an ``Unused``."""
+    return any(isinstance(rule, Unused) and re.fullmatch(rule.theirs, name) for rule in rules)
+
+
 def to_reference(params: PyTree, rules: Iterable) -> dict[str, np.ndarray]:
     """Our parameters under the reference's names and layout."""
     return {name: make() for name, make in makers(params, rules).items()}
@@ -150,7 +167,8 @@ def makers(params: PyTree, rules: Iterable, like: Mapping[str, tuple[int, ...]] 
     Args:
       params: our parameters.
       rules: the variant's table.
-      like: name -> shape of the file that they came from; its copies, constants and names come back. None for the table's own.
+      like: name -> shape of the file that they came from, but for its unused ones; its copies, constants and names come back.
+        None for the table's own.
 
     Raises:
       UserError: that file holds a tensor that nothing makes.
@@ -159,11 +177,11 @@ def makers(params: PyTree, rules: Iterable, like: Mapping[str, tuple[int, ...]] 
     for path, leaf in flatten_params(params).items():
         rule, names = find(path, rules)
         for i, name in enumerate(names):
-            blocks.setdefault(name, {})[rule.part[0]] = rule.layout, leaf, i
+            blocks.setdefault(name, {})[rule.part[0]] = rule, leaf, i
 
     def make(parts):
-        arrays = [parts[number][0].out(np.asarray(parts[number][1]))[parts[number][2]] for number in sorted(parts)]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        arrays = [rule.layout.out(np.asarray(leaf))[i] for _, (rule, leaf, i) in sorted(parts.items())]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=parts[0][0].axis)
 
     made = {name: functools.partial(make, parts) for name, parts in blocks.items()}
     if like is None:
@@ -205,7 +223,7 @@ def from_reference(
     flat = {}
     for path, leaf in sorted(wanted.items(), key=lambda item: -math.prod(item[1].shape)):
         rule, names = found[path]
-        array = rule.layout.back(*(block(tensors[where[name]], *rule.part) for name in names))
+        array = rule.layout.back(*(block(tensors[where[name]], *rule.part, rule.axis) for name in names))
         if array.shape != tuple(leaf.shape):
             theirs = " + ".join(names)
             raise UserError(f"{theirs} gives {path} the shape {array.shape}, but this model wants {tuple(leaf.shape)}")
@@ -220,8 +238,9 @@ def places(names: list[str], wanted: set[str], rules: Iterable) -> dict[str, str
     """Where each wanted tensor stands: their name in the table -> the name in the file.
 
     Raises:
-      UserError: one is missing, or one is left over that is neither a ``Copy`` nor a ``Constant``.
+      UserError: one is missing, or one is left over that is no ``Copy``, ``Constant`` or ``Unused``.
     """
+    names = [name for name in names if not is_unused(name, rules)]
     known = {expand(name, rules, Renamed) or name: name for name in names}
     if len(known) != len(names):
         twice = next(name for name in names if name not in known.values())
@@ -238,7 +257,7 @@ def places(names: list[str], wanted: set[str], rules: Iterable) -> dict[str, str
 def check_extra(name: str, tensors: Mapping[str, np.ndarray], where: dict[str, str], rules: Iterable) -> None:
     """Raises UserError if a copy differs from its original, or a constant from its value."""
     known = expand(name, rules, Renamed) or name
-    if name in where.values():
+    if name in where.values() or is_unused(name, rules):
         return
     if original := expand(known, rules, Copy):
         first, second = tensors[where[original]], tensors[name]
@@ -256,10 +275,12 @@ def same_bytes(first: np.ndarray, second: np.ndarray, piece: int = 1 << 24) -> b
     return all(np.array_equal(first[i : i + piece], second[i : i + piece]) for i in range(0, first.size, piece))
 
 
-def block(tensor: np.ndarray, i: int, n: int) -> np.ndarray:
-    """The i-th of n equal blocks along axis 0."""
-    size = tensor.shape[0] // n
-    return tensor[i * size : (i + 1) * size]
+def block(tensor: np.ndarray, i: int, n: int, axis: int = 0) -> np.ndarray:
+    """The i-th of n equal blocks along an axis; all of it where there are none, which then has the wrong shape."""
+    if n == 1 or axis >= tensor.ndim or tensor.shape[axis] % n:
+        return tensor
+    size = tensor.shape[axis] // n
+    return tensor[(slice(None),) * axis + (slice(i * size, (i + 1) * size),)]
 
 
 def some(names: list[str], most: int = 5) -> str:

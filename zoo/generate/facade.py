@@ -54,7 +54,7 @@ def generate(
       UserError: ``max_len`` is below 1, or a value of the search or of the rules cannot be meant.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, source, search, rules))):
-        rules = rules.of(config_of(model), source)
+        rules = rules.of(config_of(model), first_of(source))
         return _generate(model, params, source, search, rules, max_len=max_len, attention=attention)
     fit = fitted((model,), source, max_len, rules)
     search = search.canonical(fit.batch, fit.rows)
@@ -118,7 +118,11 @@ def fitted(models: Sequence[core.Seq2Seq], source: core.PyTree, max_len: int, ru
     batch, movable = batch_of(source), _movable(source)
     rows = bucket(batch, 1) if movable else batch
     length = room(max_len + beyond, models, bucket(max_len, SHORTEST) + beyond) - beyond
-    rules = rules.of(config_of(models[0]), source)
+    config, mine = config_of(models[0]), first_of(source)
+    most = config.most(mine)
+    if most is not None and np.min(most, initial=1) < 1:
+        raise core.UserError("a prompt leaves no position to go on at: shorten it, for the model has its max_len positions")
+    rules = rules.of(config, mine)
     rules = rules._replace(limit=max_len if rules.limit is None else np.minimum(rules.limit, max_len))
     padded = pad_source(source, rows, models) if movable else source
     return Fit(padded, batch, rows, length, rules.canonical(batch, rows))
@@ -200,9 +204,18 @@ def bind(model, params, source, max_len: int, rows: int):
     return decode, memory, model.apply(variables, memory, max_len, rows, method="init_cache")
 
 
-def relate(search: Search, rules: Rules, source: core.PyTree) -> tuple[Search, Rules]:
+def first_of(source: core.PyTree) -> core.PyTree:
+    """The source of an ``Ensemble``'s first model, whose configuration counts for all; of a model by itself its own."""
+    return source[0] if isinstance(source, list) else source
+
+
+def relate(search: Search, rules: Rules, source: core.PyTree, model: core.Seq2Seq) -> tuple[Search, Rules]:
     """The search and the rules with what they need to know of the source."""
-    ratios = rules.min_ratio is not None or rules.limit_ratio is not None
+    ratios = rules.relative
+    if config_of(model).decoder_only and (rules.repetition is not None or rules.ngram is not None):
+        rules = rules._replace(prompt=first_of(source))
+    if rules.source_ngram is not None:
+        rules = rules._replace(source=first_of(source))
     covers = getattr(search, "coverage", None) is not None and search.source_mask is None
     if ratios or covers:
         mask = next((x.mask for x in jax.tree.leaves(source, is_leaf=_is_tokens) if _is_tokens(x)), None)
@@ -220,7 +233,7 @@ def _is_tokens(x) -> bool:
 
 @functools.partial(jax.jit, static_argnames=("model", "max_len", "attention"))
 def _generate(model, params, source, search, rules, *, max_len, attention):
-    search, rules = relate(search, rules, source)
+    search, rules = relate(search, rules, source, model)
     decode, memory, cache = bind(model, params, source, max_len, search.rows)
     return search(decode, memory, cache, batch_of(source), max_len, rules, attention)
 

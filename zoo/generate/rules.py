@@ -6,7 +6,7 @@ field that may be None is given at all makes another program, and without it the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,6 +33,7 @@ class Rules(NamedTuple):
       limit: (B,) int, the most tokens of a row, at most the search's ``max_len``, which is the default. 0 gives an empty row.
       min_ratio: () float, the fewest tokens for each token of the source; needs ``relative_to``.
       limit_ratio: () float, the most tokens for each token of the source; needs ``relative_to``.
+      total: () int, the most tokens of a row and its source together; needs ``relative_to``.
       end_at_limit: () bool, whether the last token that fits must be the end token (fairseq; BART's ``forced_eos``).
       prefix: ``core.Tokens`` of shape (B, P), right-padded: the first tokens of each row.
       first_id: () int, the one token that may follow the prefix (mBART's and M2M-100's language), or -1.
@@ -41,9 +42,17 @@ class Rules(NamedTuple):
       repetition: () float, the penalty of Keskar et al. 2019 (arXiv:1909.05858, section 4.1): a token that stands in the
         sequence already has its positive score divided by it, its negative score multiplied.
       ngram: () int, no n-gram of this size stands twice in a sequence (Paulus et al. 2018, arXiv:1705.04304, section 2.5).
+      source_ngram: () int, no n-gram of this size stands in the source and in its output (Roller et al. 2021,
+        arXiv:2004.13637, section 4.1.2); needs ``source``.
       stop: (N, L) int32, sequences that end a row like the end token does, filled from the left with -1 (see
         ``stop_sequences``); they stay in the row.
       anything: () bool, whether the start and padding tokens may be generated after all, as other systems let them.
+      prompt: ``core.Tokens`` of shape (B, S) that rows go on after, which repetition and n-grams count too: a decoder-only
+        model's source, as ``generate`` fills it in.
+      source: ``core.Tokens`` of shape (B, S), the source where a rule reads it, as ``generate`` fills it in.
+      processor: a rule of one's own, for which the next token hangs on those before it: a function of the logits (R, V) that
+        all of the above have changed, the tokens (R, T), the step () and how many tokens of each row are a prefix (R,), to
+        logits that are nowhere higher. A JAX tree (``jax.tree_util.register_dataclass``) whose values all rows share.
     """
 
     start_id: jax.Array | int | None = None
@@ -53,6 +62,7 @@ class Rules(NamedTuple):
     limit: jax.Array | int | None = None
     min_ratio: jax.Array | float | None = None
     limit_ratio: jax.Array | float | None = None
+    total: jax.Array | int | None = None
     end_at_limit: jax.Array | bool = False
     prefix: core.Tokens | None = None
     first_id: jax.Array | int = NEVER
@@ -60,12 +70,20 @@ class Rules(NamedTuple):
     first_bias: jax.Array | None = None
     repetition: jax.Array | float | None = None
     ngram: jax.Array | int | None = None
+    source_ngram: jax.Array | int | None = None
     stop: jax.Array | None = None
     anything: jax.Array | bool = False
+    prompt: core.Tokens | None = None
+    source: core.Tokens | None = None
+    processor: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
     def of(self, config: core.ModelConfig, source: core.PyTree = None) -> Rules:
-        """The rules with the ids that are not given taken from a model's configuration, and its first tokens of a source."""
+        """The rules with the ids that are not given taken from a model's configuration, and what that says of a source."""
+        most = None if source is None else config.most(source)
+        if most is not None:
+            most = most if self.limit is None else jnp.minimum(most, self.limit)
         return self._replace(
+            limit=self.limit if most is None else most,
             start_id=config.first(source) if self.start_id is None else self.start_id,
             end_id=config.end_id if self.end_id is None else self.end_id,
             pad_id=config.pad_id if self.pad_id is None else self.pad_id,
@@ -77,7 +95,7 @@ class Rules(NamedTuple):
         return core.per_beam(start, rows) if start.ndim else jnp.full((rows,), start)
 
     def relative_to(self, source_len_B: jax.Array) -> Rules:
-        """The rules with ``min_ratio`` and ``limit_ratio`` turned into lengths; a limit given as well goes on holding."""
+        """The rules with what is relative to the source turned into lengths; a limit given as well goes on holding."""
         rules = self
         if self.min_ratio is not None:
             fewest_B = jnp.ceil(self.min_ratio * source_len_B * (1 - ROUNDING)).astype(jnp.int32)
@@ -86,6 +104,10 @@ class Rules(NamedTuple):
             most_B = jnp.floor(self.limit_ratio * source_len_B * (1 + ROUNDING)).astype(jnp.int32)
             most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
             rules = rules._replace(limit=most_B, limit_ratio=None)
+        if self.total is not None:
+            most_B = self.total - source_len_B
+            most_B = most_B if rules.limit is None else jnp.minimum(rules.limit, most_B)
+            rules = rules._replace(limit=most_B, total=None)
         return rules
 
     def limits(self, batch: int, max_len: int) -> jax.Array:
@@ -96,10 +118,15 @@ class Rules(NamedTuple):
         """
         if max_len < 1:
             raise core.UserError(f"max_len is {max_len}: a search needs room for at least 1 token")
-        if self.min_ratio is not None or self.limit_ratio is not None:
-            raise core.UserError("min_ratio and limit_ratio need the lengths of the source: call rules.relative_to(lengths)")
+        if self.relative:
+            raise core.UserError("min_ratio, limit_ratio and total need the source's lengths: call rules.relative_to(lengths)")
         limit = max_len if self.limit is None else self.limit
         return jnp.broadcast_to(jnp.clip(jnp.asarray(limit, jnp.int32), 0, max_len), (batch,))
+
+    @property
+    def relative(self) -> bool:
+        """Whether a length is relative to the source's."""
+        return any(field is not None for field in (self.min_ratio, self.limit_ratio, self.total))
 
     def prefix_length(self, batch: int) -> jax.Array:
         """How many tokens of each row the prefix forces, (B,) int32."""
@@ -119,7 +146,7 @@ class Rules(NamedTuple):
         return jnp.where(step < length_B, prefix_B, token_B)
 
     def change(self, logits_RV: jax.Array, ids_RT: jax.Array, step: jax.Array, normaliser_R: jax.Array | None) -> jax.Array:
-        """The logits as bias, repetition and n-gram blocking leave them; the very same array where none is asked for.
+        """The logits as repetition, n-grams, biases and the processor leave them; the very same array where none is asked for.
 
         Args:
           logits_RV: what the decoder says.
@@ -131,23 +158,33 @@ class Rules(NamedTuple):
         R = logits_RV.shape[0]
         read_RN = jnp.pad(ids_RT, ((0, 0), (1, 0)))  # what the decoder has read
         read_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] == 0, self.first(R)[:, None], read_RN)
+        last = step  # the place of the newest token
+        if self.prompt is not None:
+            before_BN = _all_but_last(self.prompt)
+            read_RN = jnp.concatenate([jnp.repeat(before_BN, R // before_BN.shape[0], axis=0), read_RN], axis=1)
+            last = step + before_BN.shape[1]
         if self.repetition is not None:
             shift_R1 = 0.0 if normaliser_R is None else normaliser_R[:, None]
-            logits_RV = _penalise_repetition(logits_RV, read_RN, step, self.repetition, shift_R1)
+            logits_RV = _penalise_repetition(logits_RV, read_RN, last, self.repetition, shift_R1)
         if self.ngram is not None:
-            logits_RV = _block_ngrams(logits_RV, read_RN, step, self.ngram)
+            logits_RV = _block_ngrams(logits_RV, read_RN, last, self.ngram)
+        if self.source_ngram is not None:
+            logits_RV = _block_source_ngrams(logits_RV, self.source, read_RN, last, self.source_ngram)
         if self.bias is not None:
             logits_RV = logits_RV + (self.bias[None] if self.bias.ndim == 1 else core.per_beam(self.bias, R))
+        if self.first_bias is None and self.processor is None:
+            return logits_RV
+        length_B = self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
+        length_R = jnp.broadcast_to(length_B, (R,)) if length_B.shape[0] == 1 else core.per_beam(length_B, R)
         if self.first_bias is not None:
-            first_B = step == self.prefix_length(1 if self.prefix is None else self.prefix.mask.shape[0])
-            first_R1 = (jnp.broadcast_to(first_B, (R,)) if first_B.shape[0] == 1 else core.per_beam(first_B, R))[:, None]
-            logits_RV = jnp.where(first_R1, logits_RV + self.first_bias[None], logits_RV)
-        return logits_RV
+            logits_RV = jnp.where((step == length_R)[:, None], logits_RV + self.first_bias[None], logits_RV)
+        return logits_RV if self.processor is None else self.processor(logits_RV, ids_RT, step, length_R)
 
     @property
     def changes(self) -> bool:
         """Whether ``change`` changes anything."""
-        return any(field is not None for field in (self.repetition, self.ngram, self.bias, self.first_bias))
+        rules = (self.repetition, self.ngram, self.source_ngram, self.bias, self.first_bias, self.processor)
+        return any(rule is not None for rule in rules)
 
     @property
     def falls(self) -> jax.Array | bool:
@@ -217,6 +254,7 @@ class Rules(NamedTuple):
             limit=row(np.iinfo(np.int32).max if self.limit is None else self.limit, 0),
             min_ratio=number(self.min_ratio),
             limit_ratio=number(self.limit_ratio),
+            total=None if self.total is None else np.int32(self.total),
             end_at_limit=np.bool_(self.end_at_limit),
             prefix=prefix,
             first_id=np.int32(self.first_id),
@@ -224,8 +262,10 @@ class Rules(NamedTuple):
             first_bias=None if self.first_bias is None else np.asarray(self.first_bias, np.float32),
             repetition=number(self.repetition),
             ngram=None if self.ngram is None else np.int32(self.ngram),
+            source_ngram=None if self.source_ngram is None else np.int32(self.source_ngram),
             stop=None if self.stop is None else np.asarray(self.stop, np.int32),
             anything=np.bool_(self.anything),
+            processor=self.processor,
         )
 
 
@@ -241,8 +281,9 @@ def check(rules: Rules, batch: int) -> None:
             raise core.UserError(f"rules.{name} has the shape {shape}: give one number, or one for each of the {batch} rows")
     if rules.repetition is not None and not rules.repetition > 0:
         raise core.UserError(f"rules.repetition is {rules.repetition}: it must be above 0; 1 changes nothing")
-    if rules.ngram is not None and rules.ngram < 1:
-        raise core.UserError(f"rules.ngram is {rules.ngram}: n-grams have at least 1 token; None blocks nothing")
+    for name in ("ngram", "source_ngram"):
+        if getattr(rules, name) is not None and getattr(rules, name) < 1:
+            raise core.UserError(f"rules.{name} is {getattr(rules, name)}: n-grams have at least 1 token; None blocks nothing")
     for name in ("min_ratio", "limit_ratio"):
         if getattr(rules, name) is not None and not getattr(rules, name) >= 0:
             raise core.UserError(f"rules.{name} is {getattr(rules, name)}: it must not be negative")
@@ -284,17 +325,37 @@ def stop_sequences(sequences: Sequence[Sequence[int]]) -> np.ndarray | None:
     return np.array([[NEVER] * (longest - len(s)) + list(s) for s in sequences], np.int32)
 
 
+def _all_but_last(prompt: core.Tokens) -> jax.Array:
+    """The tokens of each row but its last, which is what a decoder reads first: on the right, with -1 before them."""
+    order_BN = jnp.argsort(prompt.mask, axis=1, stable=True)
+    ids_BN = jnp.take_along_axis(jnp.where(prompt.mask, prompt.ids, NEVER), order_BN, axis=1)
+    return ids_BN[:, :-1]
+
+
 def _penalise_repetition(logits_RV, read_RN, step, penalty, shift_R1):
     """Keskar et al. 2019, equation for I(c) as transformers applies it, on ``logits - shift``: to each token read so far."""
-    score_RN = jnp.take_along_axis(logits_RV, read_RN, axis=1) - shift_R1
+    score_RN = jnp.take_along_axis(logits_RV, jnp.maximum(read_RN, 0), axis=1) - shift_R1
     penalised_RN = jnp.where(score_RN > 0, score_RN / penalty, score_RN * penalty) + shift_R1
-    # A token that stands twice is written twice, with the same value; positions yet unread are sent outside.
-    where_RN = jnp.where(jnp.arange(read_RN.shape[1])[None] <= step, read_RN, logits_RV.shape[1])
+    # A token that stands twice is written twice, with the same value; positions yet unread, or of no token, are sent outside.
+    known_RN = (jnp.arange(read_RN.shape[1])[None] <= step) & (read_RN != NEVER)
+    where_RN = jnp.where(known_RN, read_RN, logits_RV.shape[1])
     return _put(logits_RV, where_RN, penalised_RN)
 
 
-def _block_ngrams(logits_RV, read_RN, step, size):
-    """Set to -inf every token that would complete an n-gram already read: those whose ``size - 1`` predecessors recur now."""
+def _block_source_ngrams(logits_RV, source, read_RN, step, size):
+    """Set to -inf every token that would complete an n-gram of the source."""
+    (B, S), R = source.ids.shape, read_RN.shape[0]
+    # Between source and output stands what is no token, so that no n-gram reaches over both.
+    source_BN = jnp.pad(jnp.where(source.mask, source.ids, NEVER), ((0, 0), (0, 1)), constant_values=NEVER)
+    both_RN = jnp.concatenate([jnp.repeat(source_BN, R // B, axis=0), read_RN], axis=1)
+    return _block_ngrams(logits_RV, both_RN, S + 1 + step, size, until=S)
+
+
+def _block_ngrams(logits_RV, read_RN, step, size, until=None):
+    """Set to -inf every token that would complete an n-gram already read: those whose ``size - 1`` predecessors recur now.
+
+    ``until`` is the last place at which such an n-gram may end, if not ``step``.
+    """
     position_N = jnp.arange(read_RN.shape[1])
     padded_RN = jnp.pad(read_RN, ((0, 0), (read_RN.shape[1], 0)), constant_values=NEVER)
 
@@ -303,9 +364,9 @@ def _block_ngrams(logits_RV, read_RN, step, size):
         now_R1 = lax.dynamic_slice_in_dim(padded_RN, read_RN.shape[1] + step + 1 - j, 1, axis=1)
         return (earlier_RN == now_R1) & (now_R1 != NEVER)
 
-    repeats_RN = jnp.broadcast_to((position_N <= step)[None], read_RN.shape)
+    repeats_RN = jnp.broadcast_to((position_N <= (step if until is None else until))[None], read_RN.shape)
     repeats_RN = lax.fori_loop(1, jnp.minimum(size, step + 2), lambda j, same_RN: same_RN & back(j), repeats_RN)
-    repeats_RN &= size <= step + 1  # the sequence is as long as the n-gram's beginning
+    repeats_RN &= (size <= step + 1) & (read_RN != NEVER)  # the sequence is as long as the n-gram's beginning
     return _put(logits_RV, jnp.where(repeats_RN, read_RN, logits_RV.shape[1]), jnp.full(read_RN.shape, -jnp.inf))
 
 

@@ -83,7 +83,7 @@ def speculative(
 
 @functools.partial(jax.jit, static_argnames=("model", "draft", "max_len", "draft_len"))
 def _speculate(model, params, draft, draft_params, source, rules, *, max_len, draft_len):
-    search, rules = facade.relate(single.Greedy(), rules, source)
+    search, rules = facade.relate(single.Greedy(), rules, source, model)
     # Guesses may stand behind the rows' limits, which ``rules`` has within ``max_len``.
     batch, length = facade.batch_of(source), max_len + draft_len
     decode, memory, cache = facade.bind(model, params, source, length, 1)

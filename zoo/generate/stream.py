@@ -82,7 +82,7 @@ def _read(make, state: single.State, done_R: jax.Array, max_len: int, rows: int)
 
 @functools.partial(jax.jit, static_argnames=("model", "max_len"))
 def _start(model, params, source, search, rules, *, max_len):
-    search, rules = facade.relate(search, rules, source)
+    search, rules = facade.relate(search, rules, source, model)
     _, memory, cache = facade.bind(model, params, source, max_len, search.rows)
     batch = facade.batch_of(source)
     state = single.begin(cache, batch * search.rows, max_len, rules, batch)

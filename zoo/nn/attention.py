@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -37,7 +38,12 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def dot_product_attention(
-    q_RHTK: jax.Array, k_BHKS: jax.Array, v_BHSK: jax.Array, mask: jax.Array
+    q_RHTK: jax.Array,
+    k_BHKS: jax.Array,
+    v_BHSK: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
@@ -45,6 +51,8 @@ def dot_product_attention(
       q_RHTK: queries; R = B, or W beams for each of the B sentences.
       k_BHKS, v_BHSK: keys, transposed, and values; B and H may be one axis already, as in a cache.
       mask: bool of rank 4, broadcastable to (B, H, W*T, S) with the queries of a beam side by side; True where one may look.
+      bias: added to the scores, of rank 4 and broadcastable like the mask.
+      scale: what scores are multiplied by before; None for 1 / sqrt(K).
 
     Returns:
       The mixed values (R, H, T, K) and the weights (R, H, T, S), which are zero for a query that may look nowhere.
@@ -58,7 +66,10 @@ def dot_product_attention(
         raise ValueError(f"{W} beams of {T} queries share keys: the mask's axis 2 must be 1 or {W * T}, not {mask.shape[2]}")
     q = q_RHTK.reshape(B, W, H, T, K).swapaxes(1, 2).reshape(*lead, W * T, K)
     scores = jnp.einsum("...qk,...ks->...qs", q, k_BHKS, preferred_element_type=jnp.float32)
-    weights_BHQS = masked_softmax(scores.reshape(B, H, W * T, S) * K**-0.5, mask)
+    scores_BHQS = scores.reshape(B, H, W * T, S) * (K**-0.5 if scale is None else scale)
+    if bias is not None:
+        scores_BHQS = scores_BHQS + jnp.broadcast_to(bias, scores_BHQS.shape)
+    weights_BHQS = masked_softmax(scores_BHQS, mask)
     mixed = jnp.einsum("...qs,...sk->...qk", weights_BHQS.astype(v_BHSK.dtype).reshape(*lead, W * T, S), v_BHSK)
 
     def unfold(x, last):
@@ -67,8 +78,62 @@ def dot_product_attention(
     return unfold(mixed, K), unfold(weights_BHQS, S)
 
 
+def joint_attention(
+    q_RHTK: jax.Array, blocks: Sequence[KeyValue], masks: Sequence[jax.Array], scale: float | None = None
+) -> tuple[jax.Array, list[jax.Array]]:
+    """``dot_product_attention`` over several blocks of keys, one softmax over all of them, without joining them in memory.
+
+    Args:
+      q_RHTK: queries.
+      blocks: keys and values; each block may have as many rows as the queries, or one for the beams of a sentence.
+      masks: of each block, where one may look, as in ``dot_product_attention``.
+      scale: as there.
+
+    Returns:
+      The mixed values (R, H, T, K) and each block's share of the weights, (R, H, T, S).
+    """
+    R, H, T, K = q_RHTK.shape
+
+    def fold(x_RHTN, lead):  # the beams of a sentence side by side
+        B = math.prod(lead) // H
+        return x_RHTN.reshape(B, R // B, H, T, x_RHTN.shape[-1]).swapaxes(1, 2).reshape(*lead, R // B * T, x_RHTN.shape[-1])
+
+    def unfold(x, lead):
+        B = math.prod(lead) // H
+        return x.reshape(B, H, R // B, T, x.shape[-1]).swapaxes(1, 2).reshape(R, H, T, x.shape[-1])
+
+    def to_rows(mask, lead):
+        B, (rows, heads, queries, S) = math.prod(lead) // H, mask.shape
+        if queries != 1:
+            mask = jnp.broadcast_to(mask, (B, heads, R // B * T, S)).reshape(B, heads, R // B, T, S)
+            return mask.swapaxes(1, 2).reshape(R, heads, T, S)
+        return mask if rows == 1 else jnp.repeat(mask, R // rows, axis=0)
+
+    leads, scores, seen = [keys.key.shape[:-2] for keys in blocks], [], []
+    for keys, mask, lead in zip(blocks, masks, leads, strict=True):
+        q = fold(q_RHTK, lead)
+        scores.append(unfold(jnp.einsum("...qk,...ks->...qs", q, keys.key, preferred_element_type=jnp.float32), lead))
+        seen.append(jnp.broadcast_to(to_rows(mask, lead), (R, 1, T, mask.shape[-1])))
+    scale = K**-0.5 if scale is None else scale
+    weights_RHTN = masked_softmax(jnp.concatenate(scores, axis=-1) * scale, jnp.concatenate(seen, axis=-1))
+    ends = [sum(x.shape[-1] for x in scores[:i]) for i in range(1, len(scores))]
+    weights = jnp.split(weights_RHTN, ends, axis=-1)
+    mixed = [
+        unfold(jnp.einsum("...qs,...sk->...qk", fold(x.astype(keys.value.dtype), lead), keys.value), lead)
+        for x, keys, lead in zip(weights, blocks, leads, strict=True)
+    ]
+    return sum(mixed), weights
+
+
 def choose(
-    kernel: str, gpu: float | None, dtype: jnp.dtype, q_shape: tuple, k_shape: tuple, weights: bool, cached: bool
+    kernel: str,
+    gpu: float | None,
+    dtype: jnp.dtype,
+    q_shape: tuple,
+    k_shape: tuple,
+    weights: bool,
+    cached: bool,
+    biased: bool = False,
 ) -> tuple[str, str]:
     """Which implementation attends, "cudnn" or "xla", and why.
 
@@ -79,6 +144,7 @@ def choose(
       q_shape: (R, H, T, K); k_shape: (B, H, K, S).
       weights: whether the attention weights are wanted.
       cached: whether the keys stand in a cache.
+      biased: whether scores have a bias.
 
     >>> choose("auto", 9.0, jnp.dtype("bfloat16"), (8, 4, 20, 64), (8, 4, 64, 32), False, False)[0]
     'cudnn'
@@ -90,6 +156,7 @@ def choose(
         (gpu is None or gpu < 8, "cuDNN's flash attention wants an NVIDIA GPU of compute capability 8.0 or more"),
         (dtype not in (jnp.bfloat16, jnp.float16), f"cuDNN wants bfloat16 or float16, not {dtype}"),
         (weights, "cuDNN gives no attention weights"),
+        (biased, "a bias that is learned is added to the scores by XLA"),
         (cached or R != B, "keys in a cache, or shared by beams, are read by XLA"),
         (K % 8 or K > 128, f"cuDNN wants heads of a multiple of 8 and at most 128 numbers, not {K}"),
         (T < 2 or S < 2 or T % 2 or S % 2, f"cuDNN wants even lengths under a mask, not {T} and {S}"),
@@ -134,6 +201,8 @@ def attend(
     kernel: str = "auto",
     weights: bool = False,
     cached: bool = False,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Dot-product attention by the best implementation at hand (``choose``).
 
@@ -143,23 +212,27 @@ def attend(
       visible: where the queries may look.
       causal: query t may look at keys 0 ... t alone, besides.
       kernel, weights, cached: as in ``choose``.
+      bias, scale: as in ``dot_product_attention``.
 
     Returns:
       The mixed values (R, H, T, K), zero for a query that may look nowhere, and the weights (R, H, T, S) or None.
     """
-    implementation, why = choose(kernel, _capability(), q_RHTK.dtype, q_RHTK.shape, keys.key.shape, weights, cached)
+    shapes = q_RHTK.shape, keys.key.shape
+    implementation, why = choose(kernel, _capability(), q_RHTK.dtype, *shapes, weights, cached, bias is not None)
     _log(implementation, why)
     if implementation == "cudnn":
-        return fused(q_RHTK, keys, visible, causal, "cudnn"), None
+        return fused(q_RHTK, keys, visible, causal, "cudnn", scale), None
     mask = visible.mask
     if causal:
         past = causal_mask(q_RHTK.shape[2], keys.value.shape[-2])
         mask = past if mask is None else mask & past
-    mixed_RHTK, weights_RHTS = dot_product_attention(q_RHTK, *keys, mask)
+    mixed_RHTK, weights_RHTS = dot_product_attention(q_RHTK, *keys, mask, bias, scale)
     return mixed_RHTK, weights_RHTS if weights else None
 
 
-def fused(q_BHTK: jax.Array, keys: KeyValue, visible: Visible, causal: bool, implementation: str) -> jax.Array:
+def fused(
+    q_BHTK: jax.Array, keys: KeyValue, visible: Visible, causal: bool, implementation: str, scale: float | None = None
+) -> jax.Array:
     """``jax.nn.dot_product_attention``, which never holds the weights; (B, H, T, K), zero for a query that may look nowhere.
 
     As it is causal from the top left, T and S must be equal where ``causal``. A mask that lengths can say is not built.
@@ -178,6 +251,7 @@ def fused(q_BHTK: jax.Array, keys: KeyValue, visible: Visible, causal: bool, imp
         keys.key.transpose(0, 3, 1, 2),
         keys.value.swapaxes(1, 2),
         mask=mask,
+        scale=scale,
         is_causal=causal,
         key_value_seq_lengths=length_B,
         implementation=implementation,
@@ -284,19 +358,30 @@ class MultiHeadAttention(nn.Module):
     Attributes:
       D: model width; H: heads, each of width D / H.
       kernel: as in ``choose``.
+      kernel_init, out_init: initializers of the kernels of query, key and value, and of that of the output.
+      scale: as in ``dot_product_attention``.
+      key_bias: whether keys have a bias, which changes no weight: it adds the same to all scores of a query.
+
+    A subclass may have other projections in its ``setup``, and heads of another width.
     """
 
     D: int
     H: int
     kernel: str = "auto"
+    kernel_init: Callable = xavier_uniform()
+    out_init: Callable = xavier_uniform()
+    scale: float | None = None
+    key_bias: bool = True
 
     def setup(self):
-        dense = lambda: nn.Dense(self.D, kernel_init=xavier_uniform())  # noqa: E731
-        self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
+        dense = lambda init, bias=True: nn.Dense(self.D, use_bias=bias, kernel_init=init)  # noqa: E731
+        self.query, self.value = dense(self.kernel_init), dense(self.kernel_init)
+        self.key = dense(self.kernel_init, self.key_bias)
+        self.out = dense(self.out_init)
 
     def split(self, x_BND: jax.Array) -> jax.Array:
-        """(B, N, D) to (B, N, H, K)."""
-        return constrain(x_BND.reshape(*x_BND.shape[:2], self.H, self.D // self.H), BATCH, None, MODEL)
+        """(B, N, H * K) to (B, N, H, K)."""
+        return constrain(x_BND.reshape(*x_BND.shape[:2], self.H, x_BND.shape[2] // self.H), BATCH, None, MODEL)
 
     def project(self, x_BSD: jax.Array) -> KeyValue:
         """The keys and values of x: for the source, computed once and kept in the memory."""
@@ -310,14 +395,23 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         weights: bool = False,
         cached: bool = False,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Attend from x (R, T, D) over ``keys``, as ``attend`` does: the output (R, T, D) and, if wanted, the weights."""
         q_RHTK = self.split(self.query(x_RTD)).swapaxes(1, 2)
-        mixed_RHTK, weights_RHTS = attend(q_RHTK, keys, visible, causal, self.kernel, weights, cached)
-        return self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape)), weights_RHTS
+        mixed_RHTK, weights_RHTS = attend(q_RHTK, keys, visible, causal, self.kernel, weights, cached, bias, self.scale)
+        R, H, T, K = mixed_RHTK.shape
+        return self.out(mixed_RHTK.swapaxes(1, 2).reshape(R, T, H * K)), weights_RHTS
 
     def read_past(
-        self, x_RTD: jax.Array, past: Visible, cache: KeyValue | None = None, index: jax.Array | int = 0, weights: bool = False
+        self,
+        x_RTD: jax.Array,
+        past: Visible,
+        cache: KeyValue | None = None,
+        index: jax.Array | int = 0,
+        weights: bool = False,
+        prompt: tuple[KeyValue, Visible] | None = None,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValue | None, jax.Array | None]:
         """Causal self-attention: each token looks at itself and those before it.
 
@@ -326,14 +420,34 @@ class MultiHeadAttention(nn.Module):
           past: without a cache, where one may look besides; with one, all of it (``DecoderCache.read``).
           cache, index: the layer's share of a ``DecoderCache``, and how many positions are filled.
           weights: whether they are wanted.
+          prompt: keys and values that come before the tokens, and which of them one may look at (``project``).
+          bias: of the scores, for the queries and keys that the mask of ``past`` is for; without a prompt.
 
         Returns:
-          The output (R, T, D), the cache with T more positions (or None), and, if wanted, the weights (R, H, T, N).
+          The output (R, T, D), the cache with T more positions (or None), and, if wanted, the weights (R, H, T, N), those of
+          the prompt first.
         """
         keys = self.project(x_RTD)
+        if prompt is not None:
+            return self.read_prompt_and_past(x_RTD, keys, past, cache, index, weights, *prompt)
         if cache is None:
-            x_RTD, weights_RHTT = self(x_RTD, keys, past, causal=True, weights=weights)
+            x_RTD, weights_RHTT = self(x_RTD, keys, past, causal=True, weights=weights, bias=bias)
             return x_RTD, None, weights_RHTT
         cache, T = write(cache, keys, index), x_RTD.shape[1]
-        x_RTD, weights_RHTS = self(x_RTD, cache, past, weights=weights, cached=True)
+        x_RTD, weights_RHTS = self(x_RTD, cache, past, weights=weights, cached=True, bias=bias)
         return x_RTD, cache, by_position(weights_RHTS, past.mask.shape[2] // T) if weights else None
+
+    def read_prompt_and_past(
+        self, x_RTD, keys: KeyValue, past: Visible, cache, index, weights: bool, prompt: KeyValue, seen: Visible
+    ):
+        """``read_past`` with a prompt: by XLA, for which two blocks of keys need not be joined."""
+        T, beams = x_RTD.shape[1], 1
+        if cache is None:
+            mask = causal_mask(T, T) if past.mask is None else past.mask & causal_mask(T, T)
+        else:
+            keys = cache = write(cache, keys, index)
+            mask, beams = past.mask, past.mask.shape[2] // T
+        q_RHTK = self.split(self.query(x_RTD)).swapaxes(1, 2)
+        mixed_RHTK, (before, own) = joint_attention(q_RHTK, (prompt, keys), (seen.mask, mask), self.scale)
+        x_RTD = self.out(mixed_RHTK.swapaxes(1, 2).reshape(x_RTD.shape))
+        return x_RTD, cache, jnp.concatenate([before, by_position(own, beams)], axis=-1) if weights else None

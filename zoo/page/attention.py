@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.core import EncoderOnly, PyTree, Seq2Seq, Tokens, UserError, pad_tokens
+from zoo.core import PyTree, Seq2Seq, Tokens, UserError, pad_tokens
+from zoo.decoding import Decoding
+from zoo.encoder_predictor import EncoderPredictor
 from zoo.generate import generate
 from zoo.generate.facade import room
 from zoo.page import document, escape
 from zoo.predictor import Predictor
+from zoo.predictor_base import PredictorBase
 
 SCALE = 10_000  # weights are whole numbers in the page: four digits, and a third of the size
 
@@ -22,7 +25,7 @@ BODY = """<h1>Attention</h1>
 """
 
 
-def attend(predictor: Predictor, text: str, **options: Any) -> dict[str, Any]:
+def attend(predictor: PredictorBase, text: str, **options: Any) -> dict[str, Any]:
     """The output for a text, and the weights with which the model reads both, by teacher forcing on that output.
 
     Args:
@@ -36,13 +39,17 @@ def attend(predictor: Predictor, text: str, **options: Any) -> dict[str, Any]:
       ``keys`` (of the three) and ``weights`` [head][query][key], in ten-thousandths.
 
     Raises:
-      UserError: an unknown option.
+      UserError: an unknown option, or a model that reads no text.
     """
     decoding, model = predictor.settings(options), predictor.model
-    [ids] = predictor.source_tokenizer.encode_batch([text])
-    ids = predictor.cut(ids, decoding.max_source_len)
-    output = [] if isinstance(model, EncoderOnly) else written(predictor, ids, options)
-    pieces = predictor.target_tokenizer.pieces(output)
+    if isinstance(predictor, Predictor):
+        [ids] = predictor.sources([text], decoding)
+        output = written(predictor, ids, decoding)
+        pieces, wrote = predictor.target_tokenizer.pieces(output), predictor.target_tokenizer.decode(output)
+    elif isinstance(predictor, EncoderPredictor):
+        ids, output, pieces, wrote = predictor.cut(predictor.encode([text])[0], decoding.max_source_len), [], [], ""
+    else:
+        raise UserError(f"{type(model).__name__} does not read text, so no page shows what it looked at: choose one that does")
     labels = {
         "source": predictor.source_tokenizer.pieces(ids),
         "target": pieces,
@@ -54,15 +61,14 @@ def attend(predictor: Predictor, text: str, **options: Any) -> dict[str, Any]:
     maps = jax.device_get(weights(model, predictor.params, source, target))
     return {
         "text": text,
-        "output": predictor.target_tokenizer.decode(output),
+        "output": wrote,
         "tokens": labels,
         "maps": [map_of(name, array[0], source, target, labels) for name, array in in_order(maps)],
     }
 
 
-def written(predictor: Predictor, ids: list[int], options: dict[str, Any]) -> list[int]:
+def written(predictor: Predictor, ids: list[int], decoding: Decoding) -> list[int]:
     """The ids of the output that the search ranks first."""
-    decoding = predictor.settings(options)
     found = generate(
         predictor.model,
         predictor.params,
@@ -95,7 +101,7 @@ def in_order(maps: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     return sorted(maps.items(), key=lambda item: not item[0].endswith("cross"))
 
 
-def page(predictor: Predictor, text: str, **options: Any) -> str:
+def page(predictor: PredictorBase, text: str, **options: Any) -> str:
     """The HTML page of one text.
 
     Raises:

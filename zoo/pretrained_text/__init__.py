@@ -1,6 +1,10 @@
 """Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
 
     fast             tokenizer.json, by the ``tokenizers`` library
+    byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART and Blenderbot had before there was a tokenizer.json
+    word_piece       vocab.txt: what BERT and DistilBERT had
+    t5               spiece.model and the sentinels after its pieces, as T5 and mT5 have them
+    byt5             bytes: tokenizer_config.json says no more than that they are
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
     m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
 
@@ -11,13 +15,18 @@ the files that it was made from, so that nothing in them is lost when the model 
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
 from zoo.core import UserError
+from zoo.labels import Labels
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
+from zoo.pretrained_text.byte_level import ByteLevelTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
+from zoo.pretrained_text.t5 import ByT5Tokenizer, T5Tokenizer
+from zoo.pretrained_text.word_piece import WordPieceTokenizer
 from zoo.text import Tokenizer
 
 # What a directory may hold of a tokenizer: all of it is kept and written back.
@@ -26,7 +35,11 @@ FILES = (
     *("merges.txt", "source.spm", "target.spm", "target_vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("tokenizer.model", "normalizer.json", "preprocessor_config.json"),
 )
-KINDS = {cls.kind: cls for cls in (FastTokenizer, MarianTokenizer, M2M100Tokenizer)}
+CLASSES = (
+    *(FastTokenizer, ByteLevelTokenizer, WordPieceTokenizer, T5Tokenizer, ByT5Tokenizer),
+    *(MarianTokenizer, M2M100Tokenizer),
+)
+KINDS = {cls.kind: cls for cls in CLASSES}
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
@@ -48,18 +61,38 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
         return "marian"
     if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
         return "m2m_100"
+    if {"vocab.json", "merges.txt"} <= set(files):
+        return "byte_level"
+    if "vocab.txt" in files:
+        return "word_piece"
+    name = class_name(files)
+    if "spiece.model" in files and name.removesuffix("Fast") in ("", "T5Tokenizer", "MT5Tokenizer"):
+        return "t5"
+    if name == "ByT5Tokenizer":
+        return "byt5"
     raise UserError(
-        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or source.spm, target.spm and vocab.json; "
-        f"there is {', '.join(files) or 'none of its files'}"
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.txt, or vocab.json with "
+        f"merges.txt or with source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
     )
 
 
-def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer:
-    """A tokenizer of either sort from what its ``to_json`` gave.
+def class_name(files: dict[str, bytes]) -> str:
+    """The class that tokenizer_config.json names; nothing where it names none."""
+    try:
+        name = json.loads(files.get("tokenizer_config.json", b"{}"))["tokenizer_class"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def from_json(data: Any, where: str) -> Tokenizer | PretrainedTokenizer | Labels:
+    """A tokenizer of any sort, or labels, from what its ``to_json`` gave.
 
     Raises:
       UserError: it is none.
     """
+    if isinstance(data, dict) and "labels" in data:
+        return Labels.from_json(data, where)
     if not isinstance(data, dict) or "files" not in data:
         return Tokenizer.from_json(data, where)
     right = {"kind": str, "side": str, "vocab_size": int, "end_id": int, "language": (str, type(None)), "files": dict}

@@ -27,10 +27,12 @@ class PretrainedTokenizer:
       settings: what tokenizer_config.json says.
       ids: token -> id.
       language: of the texts, for a model that wants to be told; see ``with_language``.
+      language_is_read: whether a decoder reads the language of its output first, and does not generate it first.
     """
 
     kind: ClassVar[str]
     language: str | None = None
+    language_is_read: bool = False
 
     def __init__(self, files: dict[str, bytes], side: str, vocab_size: int, end_id: int):
         self.files, self.side, self.vocab_size, self.end_id = files, side, vocab_size, end_id
@@ -83,6 +85,14 @@ class PretrainedTokenizer:
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``."""
         return [self.encode(text) for text in texts]
+
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """Texts to be gone on after: as a decoder-only model's own files have them, which add no end token."""
+        return self.encode_batch(texts)
+
+    def encode_continuations(self, texts: Iterable[str]) -> list[list[int]]:
+        """What goes on after a prompt, up to the end token, which the files leave to whoever trains the model."""
+        return [ids if ids[-1:] == [self.end_id] else [*ids, self.end_id] for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids up to the first end token. Raises UserError for an id outside the model's vocabulary."""

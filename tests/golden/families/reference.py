@@ -56,7 +56,9 @@ def train(model: torch.nn.Module, avoid: set[int], steps: int = 150, after: Call
         pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)  # noqa: E731
         real = pad([torch.ones(len(row)) for row in rows], 0).long()
         optimizer.zero_grad()
-        model(input_ids=pad(rows, c.pad_token_id), attention_mask=real, labels=pad(targets, -100)).loss.backward()
+        read = pad([torch.cat([torch.tensor([c.decoder_start_token_id]), row[:-1]]) for row in targets], c.pad_token_id)
+        batch = {"input_ids": pad(rows, c.pad_token_id), "attention_mask": real, "decoder_input_ids": read}
+        model(**batch, labels=pad(targets, -100)).loss.backward()
         optimizer.step()
         after()
     return model.eval()
@@ -107,13 +109,27 @@ def seq2seq(model, layers: dict[str, torch.nn.Module], avoid: set[int]) -> dict[
     return arrays | {f"grad:{name}": p.grad for name, p in exact.named_parameters() if p.grad is not None}
 
 
-def generated(model, tokenizer, sources: list[str], beams: int) -> dict[str, np.ndarray | list[str]]:
-    """What ``generate`` makes of texts with the model's own defaults: the ids without the first, and the texts."""
+def generated(model, tokenizer, sources: list[str], beams: int, alone: bool = False) -> dict[str, np.ndarray | list[str]]:
+    """What ``generate`` makes of texts with the model's own defaults: the ids that are new, and the texts.
+
+    ``alone`` each text is a batch, for a model that counts its prompt, and so the padding of a batch, in the lengths.
+    """
+    if alone:
+        found = [generated(model, tokenizer, [source], beams) for source in sources]
+        pad = lambda rows: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding(model))  # noqa: E731
+        return {"ids": pad([one["ids"][0] for one in found]), "texts": [one["texts"][0] for one in found]}
     torch.set_num_threads(1)
     batch = tokenizer(sources, return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
-    ids = model.generate(**batch, num_beams=beams)[:, 1:]
+    before = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+    ids = model.generate(**batch, num_beams=beams)[:, before:]
     return {"ids": ids, "texts": tokenizer.batch_decode(ids, skip_special_tokens=True)}
+
+
+def padding(model) -> int:
+    """What ``generate`` fills up with."""
+    c = model.generation_config
+    return c.eos_token_id if c.pad_token_id is None else c.pad_token_id
 
 
 def neighbours(model, count: int = 3) -> list:
@@ -126,13 +142,16 @@ def neighbours(model, count: int = 3) -> list:
     return models
 
 
-def search_case(model, tokenizer, count: int = 24) -> dict[str, np.ndarray]:
-    """Greedy search and beam 4 on texts whose outputs do not hang on the last digit."""
-    sources = [text for text in (*SENTENCES, *strings(400)[80:]) if 0 < len(text) < 40]
+def search_case(
+    model, tokenizer, sources: list[str] | None = None, count: int = 24, alone: bool = False
+) -> dict[str, np.ndarray]:
+    """Greedy search and beam 4 on texts whose outputs do not hang on the last digit; ``alone`` as in ``generated``."""
+    sources = sources or [text for text in (*SENTENCES, *strings(400)[80:]) if 0 < len(text) < 40]
     arrays, texts, kept = {}, {}, None
     models = [model, *neighbours(model)]
     found = {
-        name: [generated(m, tokenizer, sources, beams) for m in models] for name, beams in {"greedy": 1, "beam": 4}.items()
+        name: [generated(m, tokenizer, sources, beams, alone) for m in models]
+        for name, beams in {"greedy": 1, "beam": 4}.items()
     }
     stable = [
         i
@@ -145,7 +164,7 @@ def search_case(model, tokenizer, count: int = 24) -> dict[str, np.ndarray]:
     for name, runs in found.items():
         arrays[f"out:{name}"] = runs[0]["ids"][kept]
         texts[name] = [runs[0]["texts"][i] for i in kept]
-    lengths = [int((row != model.generation_config.pad_token_id).sum()) for row in arrays["out:greedy"]]
+    lengths = [int((row != padding(model)).sum()) for row in arrays["out:greedy"]]
     print("greedy lengths", sorted(lengths), "different outputs", len(set(texts["greedy"])))
     arrays["text:json"] = np.array(json.dumps({"sources": [sources[i] for i in kept], **texts}))
     return arrays
@@ -153,7 +172,7 @@ def search_case(model, tokenizer, count: int = 24) -> dict[str, np.ndarray]:
 
 def same(first: torch.Tensor, second: torch.Tensor, model) -> bool:
     """Whether two rows hold the same tokens, whatever padding follows."""
-    pad, n = model.generation_config.pad_token_id, max(len(first), len(second))
+    pad, n = padding(model), max(len(first), len(second))
     rows = [torch.nn.functional.pad(row, (0, n - len(row)), value=pad) for row in (first, second)]
     return bool((rows[0] == rows[1]).all())
 

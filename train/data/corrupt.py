@@ -1,0 +1,56 @@
+"""Corruption: what a model is pre-trained to undo. A text's ids become what is read and what is wanted, anew each time.
+
+A corruption is ``corrupt(ids_N, rng) -> (source ids, target ids)``, of any lengths; no loss counts an ``IGNORED`` target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from zoo.core import Tokens, pad_tokens
+
+Corrupt = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+IGNORED = -1
+
+
+def masking(tokenizer: Any, share: float = 0.15) -> Corrupt:
+    """Masked tokens (Devlin et al. 2019, section 3.1): of those chosen, 80 % are masked, 10 % any token, 10 % left.
+
+    Args:
+      tokenizer: its ``mask_id`` stands for a missing token; those that stand around every text are not chosen.
+      share: of the tokens that are chosen, each by itself.
+    """
+    kept = sorted(tokenizer.wrapping)
+
+    def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chosen_N = (rng.random(len(ids_N)) < share) & ~np.isin(ids_N, kept)
+        how_N, any_N = rng.random(len(ids_N)), rng.integers(tokenizer.vocab_size, size=len(ids_N))
+        read_N = np.where(how_N < 0.8, tokenizer.mask_id, np.where(how_N < 0.9, any_N, ids_N))
+        return np.where(chosen_N, read_N, ids_N), np.where(chosen_N, ids_N, IGNORED)
+
+    return corrupt
+
+
+# Name -> what makes the corruption of a tokenizer.
+CORRUPTIONS: dict[str, Callable[[Any], Corrupt | None]] = {"none": lambda tokenizer: None, "mask": masking}
+
+
+def corrupted(target: Tokens, corrupt: Corrupt, seeds: Sequence[tuple[int, ...]]) -> tuple[Tokens, Tokens]:
+    """Source and target of a batch of texts, as long as these.
+
+    Args:
+      target: the texts (B, T).
+      corrupt: what is done to each.
+      seeds: of each row's random numbers.
+    """
+    length = target.ids.shape[1]
+    pairs = [
+        corrupt(ids_T[mask_T], np.random.default_rng(seed))
+        for ids_T, mask_T, seed in zip(target.ids, target.mask, seeds, strict=True)
+    ]
+    source, wanted = (pad_tokens([pair[side] for pair in pairs], length) for side in (0, 1))
+    learned = wanted.mask & (wanted.ids != IGNORED)
+    return source, Tokens(np.where(learned, wanted.ids, 0), learned)
