@@ -81,6 +81,11 @@ def test_a_model_without_attention_is_one_error():
         attention.page(predictor_of(rnn.PRESETS["elman-tiny"], ["ab"]), "ab")
 
 
+def test_a_model_that_reads_no_text_is_one_error():
+    with pytest.raises(UserError, match="Whisper does not read text"):
+        attention.page(zoo.load(Path(MARIAN).with_name("whisper")), "ab")
+
+
 def test_the_command_writes_a_page_of_its_own(tmp_path, capsys):
     out = tmp_path / "page.html"
     assert main(["attend", MARIAN, TEXT, "--out", str(out), "--beams", str(BEAMS)]) == 0
