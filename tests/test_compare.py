@@ -189,7 +189,7 @@ def test_the_numbers_are_those_of_the_runs(made):
             assert result["steps"] == STEPS
             assert row["parameters"] == sum(x.size for x in jax.tree.leaves(predictor.params))
             data = runs.read_config(result["command"].split()[3].strip("'")).data.load("test")
-            scores.append(task.score(predictor.predict([e.source for e in data]), [e.references for e in data]))
+            scores.append(task.score(predictor.predictions([e.source for e in data]), [e.references for e in data]))
             lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
             losses.append(min(line["validation/nll"] for line in lines if "validation/nll" in line))
         for name in ("per", "wer"):

@@ -9,7 +9,7 @@ from train import evaluate
 from train.data import Example
 from train.experiment import Tokenizers
 from train.tasks import TASKS
-from zoo.predictor import Predictor
+from zoo.predictor import Prediction, Predictor
 
 BANDS = 14  # of lengths up to the longest that is read, which is twice the longest trained on
 EXAMPLES = 64  # of a band at most
@@ -50,17 +50,17 @@ def by_length(predictor: Predictor, test: Sequence[Example], longest: int, token
     ]
 
 
-def fits(examples: Sequence[Example], outputs: dict[str, str]) -> bool:
+def fits(examples: Sequence[Example], outputs: dict[str, Prediction]) -> bool:
     """Whether the model could read them all."""
     return all(example.source in outputs for example in examples)
 
 
-def written(predictor: Predictor, examples: Sequence[Example]) -> dict[str, str]:
+def written(predictor: Predictor, examples: Sequence[Example]) -> dict[str, Prediction]:
     """Source -> output of those that the model can read, with as much room as all of them want: few programs are compiled."""
     most = getattr(predictor.model.config, "max_len", 2**20)  # learned positions end somewhere
     room = 8 + max(map(len, predictor.target_tokenizer.encode_batch([example.target for example in examples])))
     sources = sorted({e.source for e in examples if length_of(predictor, e.source) <= most})
-    return dict(zip(sources, predictor.predict(sources, max_source_len=most, max_len=min(room, most)), strict=True))
+    return dict(zip(sources, predictor.predictions(sources, max_source_len=most, max_len=min(room, most)), strict=True))
 
 
 def beyond(predictor: Predictor, test: Sequence[Example], longest: int, tokenizers: Tokenizers) -> Iterator[Example]:
