@@ -91,7 +91,7 @@ def subject(request):
 
 
 def generates(path: Path) -> bool:
-    return not isinstance(tiny(runpy.run_path(str(path))["experiment"].model).build(), EncoderOnly)
+    return not isinstance(tiny(model_of(path)).build(), EncoderOnly)
 
 
 @pytest.fixture(params=[param(path) for path in CONFIGS if generates(path)], scope="module")
@@ -101,7 +101,7 @@ def decoder(request):
 
 
 def is_ordered(path: Path) -> bool:
-    return not tiny(runpy.run_path(str(path))["experiment"].model).build().VECTORS
+    return not tiny(model_of(path)).build().VECTORS
 
 
 @pytest.fixture(params=[param(path) for path in CONFIGS if is_ordered(path)], scope="module")

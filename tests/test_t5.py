@@ -126,7 +126,8 @@ def test_what_is_not_computed_is_one_error(tmp_path):
 def test_source_and_target_put_together_give_the_text(length, seed, density, mean_length):
     rng = np.random.default_rng(seed)
     ids, first = rng.integers(0, 1000, length).tolist(), 5000
-    source, target = corrupt_spans(ids, np.random.default_rng(seed), first, density, mean_length)
+    sentinels = range(first, first - 400, -1)
+    source, target = corrupt_spans(ids, np.random.default_rng(seed), sentinels, density, mean_length)
     spans: dict[int, list[int]] = {}
     for token in target:
         if token > 1000:
@@ -141,7 +142,7 @@ def test_source_and_target_put_together_give_the_text(length, seed, density, mea
         count = min(max(int(np.round(taken / mean_length)), 1), length - taken)
         assert (sum(map(len, spans.values())), len(spans)) == (taken, count)
         assert source[0] == ids[0]
-    assert corrupt_spans(ids, np.random.default_rng(seed), first, density, mean_length) == (source, target)
+    assert corrupt_spans(ids, np.random.default_rng(seed), sentinels, density, mean_length) == (source, target)
 
 
 def test_lengths_are_those_of_the_released_code():
@@ -154,5 +155,5 @@ def test_lengths_are_those_of_the_released_code():
     assert lengths_before(512) == (568, 114)
     for length in (20, 128, 512):
         before, target = lengths_before(length)
-        sides = corrupt_spans(range(before), np.random.default_rng(0), 9999)
+        sides = corrupt_spans(range(before), np.random.default_rng(0), range(9999, 9000, -1))
         assert [len(side) + 1 for side in sides] == [length, target]

@@ -120,7 +120,7 @@ class Experiment:
         (character error rate), "language" (perplexity: outputs are drawn as samples alone), "classify" (accuracy, F1, area
         under the ROC curve) or "vectors" (the loss of telling words from noise).
       corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
-        "mask" for masked language models.
+        "mask" for masked language models, "infill" (BART) and "spans" (T5, by its tokenizer's sentinels) for encoder-decoders.
       seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
@@ -138,7 +138,7 @@ class Experiment:
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
     task: Literal["pronunciation", "translation", "text", "language", "classify", "vectors"] = "text"
-    corruption: Literal["none", "mask"] = "none"
+    corruption: Literal["none", "mask", "spans", "infill"] = "none"
     seed: int = 0
 
 
@@ -231,6 +231,8 @@ def check(experiment: Experiment) -> None:
     masked = isinstance(model, EncoderOnly) and not (experiment.model.wants_labels or model.VECTORS)
     if masked != (experiment.corruption == "mask"):
         raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
+    if experiment.corruption in ("spans", "infill") and experiment.model.decoder_only:
+        raise UserError(f'corruption is "{experiment.corruption}", which wants an encoder: set it to "none"')
     if experiment.model.wants_labels != (experiment.task == "classify"):
         raise UserError(
             f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"

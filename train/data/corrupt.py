@@ -5,12 +5,14 @@ A corruption is ``corrupt(ids_N, rng) -> (source ids, target ids)``, of any leng
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.core import Tokens, pad_tokens
+from train.data.spans import corrupt_spans, infill
+from zoo.core import Tokens, UserError, pad_tokens
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 IGNORED = -1
@@ -34,8 +36,52 @@ def masking(tokenizer: Any, share: float = 0.15) -> Corrupt:
     return corrupt
 
 
+def spans(tokenizer: Any) -> Corrupt:
+    """Spans become sentinels in the source, and the target has each sentinel and what stood there (``spans.corrupt_spans``).
+
+    Raises UserError for a tokenizer without sentinels.
+    """
+    ids, sentinels = getattr(tokenizer, "ids", {}), []
+    while f"<extra_id_{len(sentinels)}>" in ids:
+        sentinels.append(ids[f"<extra_id_{len(sentinels)}>"])
+    if not sentinels:
+        raise UserError('corruption is "spans", but the tokenizer has no <extra_id_0>: start from a T5 with init_from')
+
+    def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        text_N, end_N = without_end(ids_N, tokenizer)
+        source, target = corrupt_spans(text_N, rng, sentinels)
+        return np.array([*source, *end_N], np.int32), np.array([*target, *end_N], np.int32)
+
+    return corrupt
+
+
+def infilling(tokenizer: Any) -> Corrupt:
+    """Spans become one mask each in the source, and the target is the whole text (``spans.infill``)."""
+
+    def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        text_N, end_N = without_end(ids_N, tokenizer)
+        before = sum(1 for i in itertools.takewhile(lambda i: i in tokenizer.wrapping, text_N.tolist()))
+        read = infill(text_N[before:].tolist(), rng, tokenizer.mask_id)
+        return np.array([*text_N[:before], *read, *end_N], np.int32), ids_N
+
+    return corrupt
+
+
+def without_end(ids_N: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A text's tokens, and those that stand after every text."""
+    end = len(ids_N)
+    while end and int(ids_N[end - 1]) in tokenizer.wrapping:
+        end -= 1
+    return ids_N[:end], ids_N[end:]
+
+
 # Name -> what makes the corruption of a tokenizer.
-CORRUPTIONS: dict[str, Callable[[Any], Corrupt | None]] = {"none": lambda tokenizer: None, "mask": masking}
+CORRUPTIONS: dict[str, Callable[[Any], Corrupt | None]] = {
+    "none": lambda tokenizer: None,
+    "mask": masking,
+    "spans": spans,
+    "infill": infilling,
+}
 
 
 def corrupted(target: Tokens, corrupt: Corrupt, seeds: Sequence[tuple[int, ...]]) -> tuple[Tokens, Tokens]:

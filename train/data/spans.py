@@ -1,4 +1,4 @@
-"""Span corruption: spans of a text become sentinels, and the model writes what stood there (Raffel et al. 2020, 3.1.4)."""
+"""Spans of a text that are taken away: T5's (Raffel et al. 2020, section 3.1.4) and BART's (Lewis et al. 2020, section 2.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-DENSITY, MEAN_LENGTH = 0.15, 3.0  # share of the tokens that are taken away, and of a span
+DENSITY, MEAN_LENGTH = 0.15, 3.0  # share of the tokens that T5 takes away, and tokens of a span
+INFILLED = 0.3  # share that BART does
 
 
 def span_mask(length: int, rng: np.random.Generator, density: float = DENSITY, mean_length: float = MEAN_LENGTH) -> np.ndarray:
@@ -36,7 +37,7 @@ def span_mask(length: int, rng: np.random.Generator, density: float = DENSITY, m
 def corrupt_spans(
     ids: Sequence[int],
     rng: np.random.Generator,
-    first_sentinel: int,
+    sentinels: Sequence[int],
     density: float = DENSITY,
     mean_length: float = MEAN_LENGTH,
 ) -> tuple[list[int], list[int]]:
@@ -45,21 +46,23 @@ def corrupt_spans(
     Args:
       ids: the tokens of a text, none of them a sentinel.
       rng: what is drawn depends on it and on the number of tokens alone.
-      first_sentinel: the id of the first span's; each further span has the next lower one.
+      sentinels: the ids that stand for the spans, in their order; with too few of them spans are longer.
 
     Returns:
       The text with a sentinel in the place of each span; and each sentinel with what stood there.
 
-    >>> source, target = corrupt_spans(range(10, 20), np.random.default_rng(1), first_sentinel=99)
+    >>> source, target = corrupt_spans(range(10, 20), np.random.default_rng(1), sentinels=[99, 98])
     >>> len(source), len(target), target[0]
     (9, 3, 99)
     """
-    ids, mask_N = np.asarray(ids), span_mask(len(ids), rng, density, mean_length)
+    ids, sentinels = np.asarray(ids), np.asarray(sentinels)
+    mean_length = max(mean_length, len(ids) * density / (len(sentinels) - 0.5)) if len(sentinels) > 1 else len(ids)
+    mask_N = span_mask(len(ids), rng, density, mean_length)
 
     def side(gone_N: np.ndarray) -> list[int]:
         """The text with a sentinel in the place of each run of ``gone_N``."""
         starts_N = gone_N & ~np.concatenate([[False], gone_N[:-1]])
-        marked_N = np.where(starts_N, first_sentinel + 1 - starts_N.cumsum(), ids)
+        marked_N = np.where(starts_N, sentinels[starts_N.cumsum() - 1], ids)
         return marked_N[starts_N | ~gone_N].tolist()
 
     return side(mask_N), side(~mask_N)
@@ -83,3 +86,39 @@ def lengths_before(source: int, density: float = DENSITY, mean_length: float = M
     while after(length + 1)[0] <= source:
         length += 1
     return length, after(length)[1]
+
+
+def infill(
+    ids: Sequence[int], rng: np.random.Generator, mask_id: int, density: float = INFILLED, mean_length: float = MEAN_LENGTH
+) -> list[int]:
+    """Text infilling (Lewis et al. 2020, section 2.2): each span becomes one mask, and a span of no tokens inserts one.
+
+    Span lengths are drawn from a Poisson distribution until ``density`` of the tokens are in spans; the text grows by none.
+
+    Args:
+      ids: the tokens of a text.
+      mask_id: what stands for a span, of whatever length.
+      mean_length: the mean of the distribution.
+
+    >>> infill(range(10, 20), np.random.default_rng(0), mask_id=1)
+    [10, 11, 12, 13, 1, 15, 16, 1, 19, 1]
+    """
+    left, lengths = round(len(ids) * density), []
+    while left > 0:
+        lengths.append(min(int(rng.poisson(mean_length)), left))
+        left -= lengths[-1]
+    spans = [length for length in lengths if length]
+    lengths = spans + [0] * min(len(lengths) - len(spans), sum(spans) - len(spans))  # no more masks than they replace
+    # A span stands before one of the tokens that are kept, or after all: spans never touch.
+    kept = len(ids) - sum(lengths)
+    places = sorted(rng.permutation(kept + 1)[: len(lengths)].tolist())
+    gone = dict(zip(places, rng.permutation(lengths).tolist(), strict=True))
+    found, at = [], 0
+    for place in range(kept + 1):
+        if place in gone:
+            found.append(mask_id)
+            at += gone[place]
+        if place < kept:
+            found.append(ids[at])
+            at += 1
+    return found

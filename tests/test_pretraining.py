@@ -1,16 +1,21 @@
-"""Corruption of texts, and a masked language model that is pre-trained on plain text."""
+"""Corruption of texts, and models that are pre-trained on plain text by undoing it."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import zoo
 from train.__main__ import main
 from train.data import Batching, Example, Tokenized, eval_batches, train_batches
-from train.data.corrupt import IGNORED, masking
+from train.data.corrupt import IGNORED, infilling, masking, spans
+from train.data.spans import infill
 from zoo.core import EOS
 from zoo.text import Tokenizer
 
@@ -78,3 +83,61 @@ def test_a_model_learns_to_fill_in(tmp_path, capsys):
     assert predictor.predict(texts) == ["two blue dogs", "three green birds", "one red cat"]
     assert main(["configs/bert_mlm.py", "--workdir", str(tmp_path / "other"), *given, "--corruption", "none"]) == 2
     assert "corruption" in capsys.readouterr().err
+
+
+@given(length=st.integers(0, 200), seed=st.integers(0, 2**31))
+def test_infilling(length, seed):
+    """30 % of the tokens are gone, the others stand in order, masks never touch, and the text has not grown."""
+    found = infill(range(10, 10 + length), np.random.default_rng(seed), mask_id=1)
+    kept = [token for token in found if token != 1]
+    assert kept == sorted(set(kept))
+    assert length - len(kept) == round(0.3 * length)
+    assert len(found) <= length
+    assert (1, 1) not in pairwise(found)
+    around = [9, *found, 10 + length]
+    gaps = [after - before - 1 for before, token, after in zip(around, around[1:], around[2:], strict=False) if token == 1]
+    assert sum(gaps) == length - len(kept), "a token is gone without a mask in its place"
+
+
+def test_spans_are_of_poisson_lengths():
+    """Their mean is 3, a twentieth of them are empty; each place is as likely."""
+    found = [infill(range(2, 302), np.random.default_rng(seed), mask_id=1) for seed in range(300)]
+    masks = np.mean([tokens.count(1) for tokens in found])
+    assert masks == pytest.approx(90 / 3, rel=0.05)
+    gone = np.mean([~np.isin(np.arange(2, 302), tokens) for tokens in found], axis=0)
+    assert np.abs(gone[5:-5] - 0.3).max() < 0.12
+    assert np.abs(gone.reshape(10, 30).mean(axis=1) - 0.3).max() < 0.03
+
+
+def test_the_end_is_never_taken():
+    ids_N = np.array([4, 5, 6, 7, 8, 9, 10, 11, 12, EOS], np.int32)
+    source, target = infilling(TOKENIZER)(ids_N, np.random.default_rng(0))
+    assert (source[-1], TOKENIZER.mask_id in source) == (EOS, True)
+    np.testing.assert_array_equal(target, ids_N)
+    tokenizer = zoo.load(Path(__file__).parent / "golden" / "t5").source_tokenizer
+    ids_N = np.array(tokenizer.encode("the quick brown fox jumps over the lazy dog"), np.int32)
+    first = tokenizer.ids["<extra_id_0>"]
+    source, target = spans(tokenizer)(ids_N, np.random.default_rng(0))
+    assert source[-1] == target[-1] == ids_N[-1] == tokenizer.end_id
+    assert (target[0], first in source) == (first, True)
+    assert len(source) < len(ids_N)
+    with pytest.raises(zoo.UserError, match="no <extra_id_0>: start from a T5"):
+        spans(TOKENIZER)
+
+
+def test_an_encoder_decoder_learns_to_fill_in(tmp_path, capsys):
+    """By the BART config: a few words tell which line it was."""
+    file = tmp_path / "texts.txt"
+    file.write_text("one red cat sat down\ntwo blue dogs ran off\nthree green birds flew by\n" * 60, encoding="utf-8")
+    options = {
+        **{f"data.{split}": file for split in ("train", "validation", "test")},
+        **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, "model.max-len": 16},
+        **{f"model.{side}-{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 1), ("d-ff", 32))},
+        **{"batching.max-source-len": 16, "batching.max-target-len": 16},
+        **{"batching.tokens": 512, "batching.buckets": 1, "optimizer.learning-rate": 1e-2, "optimizer.warmup-steps": 10},
+        **{"training.steps": 60, "training.eval-every": 60, "parallel.devices": 1},
+    }
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    assert main(["configs/bart_denoise.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["test/perplexity"] < 1.2
