@@ -16,7 +16,7 @@ from zoo.decoding import Decoding
 from zoo.rnn_attention import LuongConfig
 
 experiment = Experiment(
-    model=LuongConfig(embed_dim=256, hidden_dim=384, num_layers=2, dropout=0.2),
+    model=LuongConfig(embed_dim=256, hidden_dim=344, num_layers=2, dropout=0.2),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
     batching=Batching(tokens=4096, max_source_len=32, max_target_len=32, buckets=3),

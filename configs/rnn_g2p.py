@@ -16,7 +16,7 @@ from zoo.decoding import Decoding
 from zoo.rnn import ElmanConfig
 
 experiment = Experiment(
-    model=ElmanConfig(embed_dim=256, hidden_dim=512, num_layers=1, dropout=0.1),
+    model=ElmanConfig(embed_dim=256, hidden_dim=1344, num_layers=1, dropout=0.1),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
     batching=Batching(tokens=4096, max_source_len=32, max_target_len=32, buckets=3),

@@ -17,7 +17,7 @@ from zoo.transformer import TransformerConfig
 
 experiment = Experiment(
     model=TransformerConfig(
-        d_model=256, d_ff=1024, num_heads=4, num_layers=3, dropout=0.1, norm="pre", share_embeddings="target"
+        d_model=224, d_ff=896, num_heads=4, num_layers=3, dropout=0.1, norm="pre", share_embeddings="target"
     ),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),

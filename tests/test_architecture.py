@@ -21,6 +21,7 @@ ROOMS = [
     "checkpoint",
     "text",
     "labels",
+    "page",
     "predictor",
     "predictor_base",
     "predictors",

@@ -18,6 +18,7 @@ import runpy
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from train.survive import CANNOT_SAVE, INTERRUPTED, Stopped, disk_is_full
@@ -29,14 +30,23 @@ USAGE = "usage: python -m train CONFIG.py --workdir DIR [--field.name value ...]
 def main(arguments: list[str] | None = None) -> int:
     """Run one experiment and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(f"{__doc__}\n{USAGE}\n       python -m train CONFIG.py --help")
-            return 0 if arguments else 2
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{USAGE}\n       python -m train CONFIG.py --help")
+        return 0 if arguments else 2
+
+    def work():
         experiment, workdir = parse(read_config(arguments[0]), arguments[1:], arguments[0])
         from train.loop import run
 
         run(experiment, workdir, "python -m train " + shlex.join(arguments))
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work of a command; what can go wrong becomes one sentence and the exit code of its kind."""
+    try:
+        work()
     except UserError as error:
         return complain(str(error))
     except ModuleNotFoundError as error:
@@ -155,7 +165,7 @@ def one_sentence(box: str, otherwise: str) -> str:
     return f"{fault}: " + (f"did you mean {suggestion[0]}?" if suggestion else otherwise)
 
 
-def command() -> int:
+def command(main: Callable[[], int] = main) -> int:
     """The exit code of the whole process, which other hosts may be waiting for."""
     try:
         code = main()

@@ -1,4 +1,4 @@
-"""The command line: ``python -m zoo list | predict | similar | analogy | export``. Exit codes: 0 done, 2 bad input."""
+"""The command line: ``python -m zoo list | predict | attend | similar | analogy | export``. Exit codes: 0 done, 2 bad input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import zoo
 from zoo import vectors
 from zoo.checkpoint.directory import FORMATS, load_average
 from zoo.core import EncoderOnly
+from zoo.page import attention
 from zoo.predictor import Prediction
 from zoo.predictor_base import PredictorBase
 from zoo.transcribe.settings import Transcription
@@ -62,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--stream", action="store_true", help="print each output as it is made")
     add_options(command, zoo.Decoding, Transcription)
     command.set_defaults(run=predict)
+    command = commands.add_parser("attend", help="write a page that shows what the model looked at while it wrote")
+    command.add_argument("directory", help="the --workdir of a training run, or an exported model")
+    command.add_argument("text")
+    command.add_argument("--out", default="attention.html", help="the page; it opens from disk in any browser")
+    add_options(command, zoo.Decoding)
+    command.set_defaults(run=attend)
     command = commands.add_parser("similar", help="the words whose vectors are nearest to a word's")
     add_vectors(command)
     command.add_argument("word")
@@ -178,6 +186,15 @@ def as_json(text: str, prediction) -> dict:
         "log_probs": [number(value) for value in prediction.log_probs],
         "n_best": [{"prediction": output, "score": number(score)} for output, score in prediction.n_best],
     }
+
+
+def attend(options: argparse.Namespace) -> None:
+    page = attention.page(zoo.load(options.directory), options.text, **chosen_options(options))
+    try:
+        Path(options.out).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise zoo.UserError(f"--out {options.out} cannot be written ({error.strerror or error}): choose another") from error
+    print(f"wrote {options.out}: open it in a browser")
 
 
 def similar(options: argparse.Namespace) -> None:

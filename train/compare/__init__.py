@@ -1,0 +1,1 @@
+"""Several architectures under one trainer on one task: ``python -m train.compare``."""
