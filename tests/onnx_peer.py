@@ -9,7 +9,6 @@ import sys
 
 import jax
 import numpy as np
-import onnxruntime
 
 import zoo
 from zoo.core import Tokens, pad_tokens, shift_right
@@ -18,6 +17,8 @@ STEPS = 6
 
 
 def main(directory: str, out: str) -> None:
+    import onnxruntime
+
     predictor = zoo.load(directory)
     zoo.save(predictor, out, format="onnx")
     encoder, decoder = (onnxruntime.InferenceSession(f"{out}/{name}.onnx") for name in ("encoder", "decoder"))
@@ -30,7 +31,7 @@ def main(directory: str, out: str) -> None:
     print("same")
 
 
-def run(session: onnxruntime.InferenceSession, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(session, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = [output.name for output in session.get_outputs()]
     wanted = {given.name for given in session.get_inputs()}
     return dict(zip(names, session.run(None, {name: x for name, x in arrays.items() if name in wanted}), strict=True))

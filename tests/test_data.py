@@ -367,7 +367,7 @@ def check_batch(batch, lengths, shapes, hosts=1):
     """Shape, contents, masks and padding of a batch; returns the ids of its examples."""
     rows, source_len, target_len = len(batch.example_ids), batch.source.ids.shape[1], batch.target.ids.shape[1]
     assert (rows * hosts, source_len, target_len) in shapes
-    for side, (ids, mask, segments) in enumerate((batch.source, batch.target)):
+    for side, (ids, mask, segments, *_) in enumerate((batch.source, batch.target)):
         assert segments is None
         assert ids.dtype == batch.example_ids.dtype == np.int32
         assert mask.dtype == bool
