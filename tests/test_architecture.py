@@ -109,6 +109,7 @@ def test_only_golden_values_and_the_peers_of_a_benchmark_import_torch():
         if p.parent.name != "families" and "torch" in {n.split(".")[0] for n in imports(p)}
     ] == [
         "tests/benchmarks/generation_peers.py",
+        "tests/benchmarks/pretrained_peers.py",
         "tests/benchmarks/training_peers.py",
         "tests/golden/make_golden.py",
         "tests/peers.py",

@@ -52,7 +52,7 @@ def config_of(task: str):
     if task == "bert":
         from zoo.bert import PRESETS
 
-        return dataclasses.replace(PRESETS["bert-base"], head="sequence", target_vocab_size=2)
+        return dataclasses.replace(PRESETS["base-uncased"], head="classification", target_vocab_size=2)
     from zoo.t5 import PRESETS
 
     return PRESETS["t5-small"]
@@ -81,8 +81,8 @@ def measure_zoo(task: str, steps: int) -> dict:
     state = devices.init(partial(init_state, model, tx, config.example(1), jax.random.key(0), optimizer))
     step = devices.compile_train(make_train_step(model, tx, 0.0, optimizer))
     source = tokens(rng, rows, S, config.source_vocab_size)
-    target = tokens(rng, rows, T, config.target_vocab_size) if T > 1 else tokens(rng, rows, T, 6)
-    target = target if T > 1 else target._replace(ids=target.ids % 2)
+    target = tokens(rng, rows, T, max(config.target_vocab_size, 5))
+    target = target._replace(ids=target.ids % config.target_vocab_size)
     batch = devices.put(Batch(source, target, np.arange(rows)))
 
     def once():
