@@ -125,7 +125,7 @@ def test_each_model_may_read_a_source_of_its_own():
     total_B, log_probs_BT = score(ensemble, params, [SOURCE, other], core.Tokens(found.ids, real_BT))
     np.testing.assert_allclose(total_B, found.score, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(log_probs_BT, found.log_probs, rtol=1e-3, atol=1e-3)
-    _, rules = facade.relate(Greedy(), Rules(limit_ratio=0.5), [SOURCE, other])
+    _, rules = facade.relate(Greedy(), Rules(limit_ratio=0.5), [SOURCE, other], ensemble)
     np.testing.assert_array_equal(rules.limit, SOURCE.mask.sum(axis=1) // 2)
 
 

@@ -206,7 +206,7 @@ def test_transformer_shares_embeddings(share, tables):
 
 
 def test_transformer_shared_by_all_wants_one_vocabulary():
-    with pytest.raises(UserError, match="one vocabulary"):
+    with pytest.raises(UserError, match="31 and 32 entries: use one for both sides"):
         dataclasses.replace(TRANSFORMER, source_vocab_size=31, share_embeddings="all").build()
     dataclasses.replace(TRANSFORMER, source_vocab_size=31, share_embeddings="target").build()
 

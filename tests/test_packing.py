@@ -156,7 +156,7 @@ def check(batch, data: Tokenized) -> list[int]:
     rows = len(batch.source.ids)
     assert batch.example_ids.shape[0] == rows
     for side, tokens in enumerate((batch.source, batch.target)):
-        assert [x.dtype for x in tokens] == [np.int32, bool, np.int32]
+        assert [x.dtype for x in tokens if x is not None] == [np.int32, bool, np.int32]
         sequences = [
             [[*LETTER.encode(data.examples[i][side])] for i in example_ids if i >= 0] for example_ids in batch.example_ids
         ]

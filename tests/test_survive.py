@@ -357,7 +357,7 @@ class Poisoned:
     """A model whose logits are no numbers at some steps."""
 
     def __init__(self, model, steps):
-        self.model, self.steps, self.now = model, steps, None
+        self.model, self.config, self.steps, self.now = model, model.config, steps, None
 
     def apply(self, *arguments, **options):
         outputs = self.model.apply(*arguments, **options)

@@ -54,8 +54,15 @@ def abstract_params(config: ModelConfig) -> PyTree:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """How many numbers the model learns."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+    """How many numbers the model learns. From the second on layers are alike: of a deep model two are built, and counted."""
+    depths = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name.endswith("layers")}
+
+    def count(**layers: int) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(dataclasses.replace(config, **layers))))
+
+    single = dict.fromkeys(depths, 1)
+    least = count(**single)
+    return least + sum((depth - 1) * (count(**{**single, name: 2}) - least) for name, depth in depths.items() if depth > 1)
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class WordVectors:
     """Words and their vectors.
 
     >>> table = WordVectors(["king", "queen", "man", "woman"], np.array([[3, 0], [3, 1], [1, 0], [1, 1]], np.float32))
-    >>> table.analogy(["king", "woman"], ["man"])
-    [('queen', 1.0)]
+    >>> [word for word, _ in table.analogy(["king", "woman"], ["man"])]
+    ['queen']
 
     Attributes:
       words: V different words.

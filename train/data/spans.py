@@ -101,7 +101,7 @@ def infill(
       mean_length: the mean of the distribution.
 
     >>> infill(range(10, 20), np.random.default_rng(0), mask_id=1)
-    [10, 11, 12, 13, 1, 15, 16, 1, 19, 1]
+    [10, 11, 12, 13, 1, 14, 15, 1, 18, 1]
     """
     left, lengths = round(len(ids) * density), []
     while left > 0:
