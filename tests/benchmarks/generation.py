@@ -23,16 +23,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import fresh
 import numpy as np
 
 SYSTEMS = ("zoo", "transformers", "ctranslate2")
@@ -192,17 +191,9 @@ def copy_bandwidth(cell: Cell) -> float:
 
 
 def run(python: str, script: Path, task: str, cell: Cell) -> dict:
-    """The JSON that a process of its own prints; without a GPU it has the first ``threads`` cores alone."""
-    cores = sorted(os.sched_getaffinity(0))[: None if cell.on_gpu else cell.threads]
-    root = Path(__file__).parent.parent.parent
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": str(cell.threads), "PYTHONPATH": str(root)}
-    environment |= {} if cell.on_gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    arguments = [str(script), cell.directory, "--task", task, "--cell", json.dumps(cell)]
-    pin = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    done = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, preexec_fn=pin)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    """The JSON that a process of its own prints."""
+    arguments = [cell.directory, "--task", task, "--cell", json.dumps(cell)]
+    return fresh.run(python, script, arguments, cell.threads, cell.on_gpu)
 
 
 def compare(options: argparse.Namespace) -> None:

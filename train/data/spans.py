@@ -68,26 +68,6 @@ def corrupt_spans(
     return side(mask_N), side(~mask_N)
 
 
-def lengths_before(source: int, density: float = DENSITY, mean_length: float = MEAN_LENGTH) -> tuple[int, int]:
-    """How many tokens to corrupt so that a source with its end token has ``source`` of them at most; and the target's then.
-
-    The most such tokens: rows cut to this length need no padding (the released code's ``random_spans_helper``).
-
-    >>> lengths_before(512)
-    (568, 114)
-    """
-
-    def after(length: int) -> tuple[int, int]:
-        taken = min(max(int(np.round(length * density)), 1), length - 1)
-        spans = min(max(int(np.round(taken / mean_length)), 1), length - taken)
-        return length - taken + spans + 1, taken + spans + 1
-
-    length = 2
-    while after(length + 1)[0] <= source:
-        length += 1
-    return length, after(length)[1]
-
-
 def infill(
     ids: Sequence[int], rng: np.random.Generator, mask_id: int, density: float = INFILLED, mean_length: float = MEAN_LENGTH
 ) -> list[int]:
