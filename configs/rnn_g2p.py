@@ -16,12 +16,12 @@ from zoo.decoding import Decoding
 from zoo.rnn import ElmanConfig
 
 experiment = Experiment(
-    model=ElmanConfig(embed_dim=256, hidden_dim=1344, num_layers=1, dropout=0.1),
+    model=ElmanConfig(embed_dim=64, hidden_dim=464, num_layers=1),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
-    batching=Batching(tokens=4096, max_source_len=32, max_target_len=32, buckets=3),
-    optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=400, b2=0.98),
-    training=Training(steps=10_000, label_smoothing=0.1, log_every=100, eval_every=1000),
+    batching=Batching(tokens=2048, max_source_len=32, max_target_len=32, buckets=3),
+    optimizer=Optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=150, b2=0.98),
+    training=Training(steps=1500, log_every=50, eval_every=300),
     decoding=Decoding(beams=4, max_len=32, max_source_len=32),
     task="pronunciation",
 )

@@ -16,14 +16,12 @@ from zoo.decoding import Decoding
 from zoo.transformer import TransformerConfig
 
 experiment = Experiment(
-    model=TransformerConfig(
-        d_model=224, d_ff=896, num_heads=4, num_layers=3, dropout=0.1, norm="pre", share_embeddings="target"
-    ),
+    model=TransformerConfig(d_model=96, d_ff=384, num_heads=4, num_layers=2, dropout=0, norm="pre", share_embeddings="target"),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
-    batching=Batching(tokens=4096, max_source_len=32, max_target_len=32, buckets=3),
-    optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=400, b2=0.98),
-    training=Training(steps=10_000, label_smoothing=0.1, log_every=100, eval_every=1000),
+    batching=Batching(tokens=2048, max_source_len=32, max_target_len=32, buckets=3),
+    optimizer=Optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=150, b2=0.98),
+    training=Training(steps=1500, log_every=50, eval_every=300),
     decoding=Decoding(beams=4, max_len=32, max_source_len=32),
     task="pronunciation",
 )
