@@ -24,8 +24,20 @@ from zoo.nn.attention import (
     mix,
     write,
 )
+from zoo.nn.linear import Dense, Embed, over_rows
 from zoo.nn.position import sinusoidal
-from zoo.nn.recurrent import CELLS, Cell, Weights, gru_step, input_gates, maxout, per_gate, scan_cell, zero_carry
+from zoo.nn.recurrent import (
+    CELLS,
+    Cell,
+    Weights,
+    gru_step,
+    input_gates,
+    keep_where,
+    maxout,
+    per_gate,
+    scan_cell,
+    zero_carry,
+)
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
@@ -264,6 +276,64 @@ def test_scan_reads_each_sentence_and_never_its_padding(kind, reverse, lengths, 
     assert (np.asarray(gradient)[~mask] == 0).all()
     garbage = np.where(mask[..., None], x, np.nan).astype(np.float32)
     chex.assert_trees_all_equal(compiled_scan(kind, reverse)(garbage, mask)[1], (carry, h))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["elman", "lstm"])
+def test_the_gradient_of_one_product_is_that_of_every_step(kind, reverse):
+    """By all of the scan's arguments, as JAX itself has it of the same loop written out."""
+    step, mask = CELLS[kind].step, jnp.asarray(np.arange(LENGTH)[None] < np.array([[LENGTH], [2]]))
+    weights, seen = weights_of(kind), jnp.asarray(normal(2, LENGTH, D, seed=7))
+    gates, carry = input_gates(normal(2, LENGTH, INPUTS, seed=6), weights), zero_carry(kind, 2, D)
+
+    def scanned(recurrent, gates, carry):
+        carry, h = scan_cell(step, weights._replace(recurrent=recurrent), gates, carry, mask, reverse)
+        return (h * seen).sum() + sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(carry))
+
+    def written_out(recurrent, gates, carry):
+        total = 0.0
+        for n in range(LENGTH)[:: -1 if reverse else 1]:
+            new, h = step(carry, gates[:, n], weights._replace(recurrent=recurrent))
+            total += (jnp.where(mask[:, n, None], h, 0) * seen[:, n]).sum()
+            carry = keep_where(mask[:, n], new, carry)
+        return total + sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(carry))
+
+    arguments = (jnp.asarray(weights.recurrent), gates, carry)
+    found, expected = (jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments) for loss in (scanned, written_out))
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+    within = inside(jax.make_jaxpr(jax.grad(scanned))(*arguments).jaxpr, scans=True)
+    products = [sorted(e.outvars[0].aval.shape) for e in within if e.primitive.name == "dot_general"]
+    assert products
+    assert sorted(weights.recurrent.shape) not in products  # no step of a loop makes a gradient of the matrix
+
+
+def inside(jaxpr, scans: bool = False, within: bool = False):
+    """All equations of a program; with ``scans`` those within its loops alone."""
+    for equation in jaxpr.eqns:
+        if within or not scans:
+            yield equation
+        for value in equation.params.values():
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(each, "jaxpr", each)
+                if hasattr(inner, "eqns"):
+                    yield from inside(inner, scans, within or equation.primitive.name == "scan")
+
+
+def test_a_matrix_is_multiplied_by_rows_and_so_is_its_gradient():
+    x, w = normal(2, 3, 4), normal(4, 5, seed=1)
+    layer, table = Dense(5, use_bias=False), Embed(5, 4)
+    loss = {
+        "over_rows": lambda x, w: jnp.sin(over_rows(x, w)).sum(),
+        "Dense": lambda x, w: jnp.sin(layer.apply({"params": {"kernel": w}}, x)).sum(),
+        "Embed": lambda x, w: jnp.sin(table.apply({"params": {"embedding": w.T}}, x, method="attend")).sum(),
+    }
+    for name, each in loss.items():
+        gradient = jax.grad(each, argnums=(0, 1))
+        expected = jax.grad(lambda x, w: jnp.sin(x @ w).sum(), argnums=(0, 1))(x, w)
+        chex.assert_trees_all_close(gradient(x, w), expected, atol=1e-5)
+        products = [e for e in inside(jax.make_jaxpr(gradient)(x, w).jaxpr) if e.primitive.name == "dot_general"]
+        assert len(products) == 3
+        assert all(len(e.params["dimension_numbers"][0][0]) == 1 for e in products), name  # two contracted axes are slow
 
 
 def test_gru_is_the_published_one():

@@ -197,7 +197,7 @@ def make_train_step(
 
         grads, metrics = jax.grad(loss_sum, has_aux=True)(state.params)
         if axis is not None:
-            grads, metrics = jax.lax.psum((grads, metrics), axis)
+            grads, metrics = summed((grads, metrics), axis)
         loss = metrics["loss"]
         norm = optax.tree.norm(jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1), grads))
         finite = jnp.isfinite(loss.sum) & jnp.isfinite(norm)
@@ -226,7 +226,7 @@ def make_eval_step(model: Seq2Seq, compute: Compute = Compute()) -> Callable:
 
     def eval_step(params: PyTree, batch, axis: str | None = None) -> dict[str, Metric]:
         metrics = teacher_forced(model, params, batch, compute)
-        return metrics if axis is None else jax.lax.psum(metrics, axis)
+        return metrics if axis is None else summed(metrics, axis)
 
     return eval_step
 
@@ -252,6 +252,11 @@ def teacher_forced(
         return model.apply({"params": low(params)}, hidden_BTD, method="logits")
 
     return chunked_token_metrics(logits, outputs.hidden, batch.target, compute.logits_chunk, label_smoothing, pad_id)
+
+
+def summed(tree: PyTree, axis: str) -> PyTree:
+    """The sum over the devices of an axis. Of one device it is the tree itself, which XLA's all-reduce would copy."""
+    return tree if jax.lax.axis_size(axis) == 1 else jax.lax.psum(tree, axis)
 
 
 def cast(tree: PyTree, dtype) -> PyTree:

@@ -44,6 +44,7 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Layout, Renamed, Rule, embedding, linear, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -164,9 +165,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        x_BNF = nn.Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
+        x_BNF = Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
         x_BNF = constrain(ACTIVATIONS[self.config.activation](x_BNF), BATCH, None, MODEL)
-        return nn.Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
+        return Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
 
 
 class Residual(nn.Module):
@@ -300,7 +301,7 @@ class Bart(Seq2Seq):
 
     def setup(self):
         c = self.config
-        table = lambda rows: nn.Embed(rows, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
+        table = lambda rows: Embed(rows, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
         layer_norm = lambda: nn.LayerNorm(epsilon=1e-5)  # noqa: E731
         self.embedding = table(c.target_vocab_size)
         if c.positions != "sinusoidal":

@@ -44,6 +44,7 @@ from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, linea
 from zoo.core import PAD, Encoded, EncoderOnly, ModelConfig, PyTree, Tokens, UserError, positions, random_tokens
 from zoo.labels import Labels
 from zoo.nn.attention import MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "classification, sentence embedding, masked words"
@@ -147,8 +148,8 @@ PRESETS = {
 }
 
 
-def dense(width: int) -> nn.Dense:
-    return nn.Dense(width, kernel_init=xavier_uniform())
+def dense(width: int) -> Dense:
+    return Dense(width, kernel_init=xavier_uniform())
 
 
 class EncoderLayer(nn.Module):
@@ -275,7 +276,7 @@ class Bert(EncoderOnly):
 
     def setup(self):
         c = self.config
-        embed = lambda size: nn.Embed(size, c.d_model, embedding_init=normal(0.02))  # noqa: E731
+        embed = lambda size: Embed(size, c.d_model, embedding_init=normal(0.02))  # noqa: E731
         self.embedding, self.positions = embed(c.source_vocab_size), embed(c.first_position + c.max_len)
         if c.type_vocab_size:
             self.types = embed(c.type_vocab_size)

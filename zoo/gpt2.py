@@ -37,6 +37,7 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, per_beam, positions
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "text, pretrained"
@@ -152,7 +153,7 @@ class Block(nn.Module):
         layer_norm = lambda: nn.LayerNorm(epsilon=c.norm_epsilon)  # noqa: E731
         self.attention_norm, self.feed_forward_norm = layer_norm(), layer_norm()
         self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel, normal(0.02), small)
-        self.inner, self.outer = nn.Dense(c.d_ff, kernel_init=normal(0.02)), nn.Dense(c.d_model, kernel_init=small)
+        self.inner, self.outer = Dense(c.d_ff, kernel_init=normal(0.02)), Dense(c.d_model, kernel_init=small)
         self.drop = nn.Dropout(c.dropout)
 
     def __call__(self, x_RTD: jax.Array, prompt, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool):
@@ -228,8 +229,8 @@ class GPT2(Seq2Seq):
 
     def setup(self):
         c = self.config
-        self.embedding = nn.Embed(c.target_vocab_size, c.d_model, embedding_init=normal(0.02))
-        self.position_embedding = nn.Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
+        self.embedding = Embed(c.target_vocab_size, c.d_model, embedding_init=normal(0.02))
+        self.position_embedding = Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
         self.layers = [Block(c, self.kernel) for _ in range(c.num_layers)]
         self.norm = nn.LayerNorm(epsilon=c.norm_epsilon)
         self.drop = nn.Dropout(c.dropout)

@@ -33,6 +33,7 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Layout, Rule, embedding, linear, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -134,9 +135,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        x_BNF = nn.Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
+        x_BNF = Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
         x_BNF = constrain(ACTIVATIONS[self.config.activation](x_BNF), BATCH, None, MODEL)
-        return nn.Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
+        return Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
 
 
 class Residual(nn.Module):
@@ -269,7 +270,7 @@ class Marian(Seq2Seq):
 
     def setup(self):
         c = self.config
-        embed = lambda size: nn.Embed(size, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
+        embed = lambda size: Embed(size, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
         if c.share_embeddings:
             self.embedding = embed(c.target_vocab_size)
         else:
@@ -282,7 +283,7 @@ class Marian(Seq2Seq):
             self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
         self.drop = nn.Dropout(c.dropout)
 
-    def table(self, side: str) -> nn.Embed:
+    def table(self, side: str) -> Embed:
         return self.embedding if self.config.share_embeddings else getattr(self, f"{side}_embedding")
 
     def embed(self, side: str, ids_BN: jax.Array, position_BN: jax.Array, train: bool) -> jax.Array:

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.recurrent import CELLS, Carry, Cell, cudnn_gru_step, input_gates, maxout, scan_cell
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -118,12 +119,12 @@ class Sutskever(Seq2Seq):
 
     def setup(self):
         c = self.config
-        self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.source_embedding = Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.target_embedding = Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         widths = [c.embed_dim] + [c.hidden_dim] * (c.num_layers - 1)
         self.encoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
         self.decoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
-        self.output = nn.Dense(c.target_vocab_size, kernel_init=xavier_uniform())
+        self.output = Dense(c.target_vocab_size, kernel_init=xavier_uniform())
         self.drop = nn.Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
@@ -178,9 +179,9 @@ class Cho(Seq2Seq):
 
     def setup(self):
         c = self.config
-        dense = lambda width, **kw: nn.Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
-        self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        dense = lambda width, **kw: Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
+        self.source_embedding = Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.target_embedding = Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.encoder = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.decoder = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.summary = dense(c.hidden_dim)  # V: c = tanh(V h_S)

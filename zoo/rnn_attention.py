@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.rules import SAME, TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam, positions
 from zoo.nn.attention import additive_scores, dot_scores, masked_softmax, mix
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.recurrent import CELLS, Carry, Cell, Weights, gru_step, input_gates, lstm_step, maxout
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -116,9 +117,9 @@ class Bahdanau(Seq2Seq):
 
     def setup(self):
         c = self.config
-        dense = lambda width, **kw: nn.Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
-        self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        dense = lambda width, **kw: Dense(width, kernel_init=xavier_uniform(), **kw)  # noqa: E731
+        self.source_embedding = Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.target_embedding = Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.forward = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.backward = Cell("gru", c.embed_dim, c.hidden_dim, remat=self.remat)
         self.initial = dense(c.hidden_dim)  # W_s: s_0 = tanh(W_s <-h_1)
@@ -219,14 +220,14 @@ class Luong(Seq2Seq):
     def setup(self):
         c = self.config
         D = c.hidden_dim
-        self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
-        self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.source_embedding = Embed(c.source_vocab_size, c.embed_dim, embedding_init=normal(0.1))
+        self.target_embedding = Embed(c.target_vocab_size, c.embed_dim, embedding_init=normal(0.1))
         self.encoder = [Cell("lstm", c.embed_dim if i == 0 else D, D, remat=self.remat) for i in range(c.num_layers)]
         self.decoder = [Cell("lstm", c.embed_dim if i == 0 else D, D) for i in range(c.num_layers)]
         if c.input_feeding:
             self.feed_gates = Matrix(D, CELLS["lstm"].gates * D)
         if c.score != "dot":
-            self.keys = nn.Dense(D, use_bias=False, kernel_init=xavier_uniform())  # W_a, or its half that reads h_s
+            self.keys = Dense(D, use_bias=False, kernel_init=xavier_uniform())  # W_a, or its half that reads h_s
         if c.score == "concat":
             self.query = Matrix(D, D)  # the half of W_a that reads h_t
             self.energy = self.param("energy", normal(D**-0.5), (D,))  # v_a
@@ -234,7 +235,7 @@ class Luong(Seq2Seq):
             self.predict_hidden = Matrix(D, D)  # W_p
             self.predict_energy = self.param("predict_energy", normal(D**-0.5), (D,))  # v_p
         self.combine = Matrix(2 * D, D)  # W_c
-        self.output = nn.Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())  # W_s
+        self.output = Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())  # W_s
         self.drop = nn.Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> LuongMemory:

@@ -37,6 +37,7 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Copy, Rule, Unused, embedding, linear
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.norm import RMSNorm
 from zoo.nn.position import by_distance, relative_bucket
 from zoo.nn.sharding import BATCH, MODEL, constrain
@@ -158,7 +159,7 @@ class Attention(MultiHeadAttention):
     K: int = 64
 
     def setup(self):
-        dense = lambda size, inputs: nn.Dense(size, use_bias=False, kernel_init=normal(inputs**-0.5))  # noqa: E731
+        dense = lambda size, inputs: Dense(size, use_bias=False, kernel_init=normal(inputs**-0.5))  # noqa: E731
         width = self.H * self.K
         self.query, self.key, self.value = dense(width, self.D * self.K), dense(width, self.D), dense(width, self.D)
         self.out = dense(self.D, width)
@@ -171,7 +172,7 @@ class FeedForward(nn.Module):
 
     def setup(self):
         c = self.config
-        dense = lambda size, inputs: nn.Dense(size, use_bias=False, kernel_init=normal(inputs**-0.5))  # noqa: E731
+        dense = lambda size, inputs: Dense(size, use_bias=False, kernel_init=normal(inputs**-0.5))  # noqa: E731
         if c.activation == "gated-gelu":
             self.gate, self.gated = dense(c.d_ff, c.d_model), dense(c.d_ff, c.d_model)
         else:
@@ -325,10 +326,10 @@ class T5(Seq2Seq):
 
     def setup(self):
         c = self.config
-        self.embedding = nn.Embed(c.target_vocab_size, c.d_model, embedding_init=normal(1.0))
+        self.embedding = Embed(c.target_vocab_size, c.d_model, embedding_init=normal(1.0))
         if not c.share_output:
-            self.output = nn.Dense(c.target_vocab_size, use_bias=False, kernel_init=normal(c.d_model**-0.5))
-        bias = lambda: nn.Embed(c.buckets, c.num_heads, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
+            self.output = Dense(c.target_vocab_size, use_bias=False, kernel_init=normal(c.d_model**-0.5))
+        bias = lambda: Embed(c.buckets, c.num_heads, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
         self.encoder_bias, self.decoder_bias = bias(), bias()
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
 from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.position import sinusoidal
 from zoo.nn.sharding import BATCH, MODEL, constrain
 from zoo.nn.stack import scan_layers
@@ -101,9 +102,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         c = self.config
-        x_BNF = nn.relu(nn.Dense(c.d_ff, kernel_init=xavier_uniform(), name="inner")(x_BND))
+        x_BNF = nn.relu(Dense(c.d_ff, kernel_init=xavier_uniform(), name="inner")(x_BND))
         x_BNF = constrain(x_BNF, BATCH, None, MODEL)
-        return nn.Dense(c.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
+        return Dense(c.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
 
 
 class Residual(nn.Module):
@@ -232,17 +233,17 @@ class Transformer(Seq2Seq):
 
     def setup(self):
         c = self.config
-        embed = lambda size: nn.Embed(size, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
+        embed = lambda size: Embed(size, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
         if c.share_embeddings == "all":
             self.embedding = embed(c.target_vocab_size)
         else:
             self.source_embedding = embed(c.source_vocab_size)
             self.target_embedding = embed(c.target_vocab_size)
         if c.share_embeddings == "none":
-            self.output = nn.Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())
+            self.output = Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())
         if c.positions == "learned":
-            self.source_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
-            self.target_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
+            self.source_positions = Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
+            self.target_positions = Embed(c.max_len, c.d_model, embedding_init=normal(c.d_model**-0.5))
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.num_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.num_layers)]
         if c.norm == "pre":

@@ -32,6 +32,7 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Copy, Layout, Rule, embedding, linear, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, Frames, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, random_tokens
 from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.linear import Dense, Embed
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -138,8 +139,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        x_BNF = nn.Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
-        return nn.Dense(self.D, kernel_init=xavier_uniform(), name="outer")(constrain(_gelu(x_BNF), BATCH, None, MODEL))
+        x_BNF = Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
+        return Dense(self.D, kernel_init=xavier_uniform(), name="outer")(constrain(_gelu(x_BNF), BATCH, None, MODEL))
 
 
 class Residual(nn.Module):
@@ -269,9 +270,9 @@ class Whisper(Seq2Seq):
         c = self.config
         convolution = lambda stride: nn.Conv(c.d_model, (3,), stride, padding=((1, 1),))  # noqa: E731
         self.convolution_1, self.convolution_2 = convolution(1), convolution(2)
-        self.embedding = nn.Embed(c.target_vocab_size, c.d_model, embedding_init=normal(c.d_model**-0.5))
-        self.encoder_positions = nn.Embed(c.max_source_len, c.d_model, embedding_init=_sinusoids)
-        self.decoder_positions = nn.Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
+        self.embedding = Embed(c.target_vocab_size, c.d_model, embedding_init=normal(c.d_model**-0.5))
+        self.encoder_positions = Embed(c.max_source_len, c.d_model, embedding_init=_sinusoids)
+        self.decoder_positions = Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)

@@ -35,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import embedding
 from zoo.core import Encoded, EncoderOnly, ModelConfig, Outputs, Tokens
+from zoo.nn.linear import Embed
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "plain text to word vectors"
@@ -83,8 +84,8 @@ class Word2Vec(EncoderOnly):
         c = self.config
         # The authors' program: v within +-1/2D, v' zero.
         around_zero = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -0.5, 0.5) / c.embed_dim  # noqa: E731
-        self.source_embedding = nn.Embed(c.source_vocab_size, c.embed_dim, embedding_init=around_zero)
-        self.target_embedding = nn.Embed(c.target_vocab_size, c.embed_dim, embedding_init=nn.initializers.zeros)
+        self.source_embedding = Embed(c.source_vocab_size, c.embed_dim, embedding_init=around_zero)
+        self.target_embedding = Embed(c.target_vocab_size, c.embed_dim, embedding_init=nn.initializers.zeros)
 
     def __call__(self, source: Tokens, target: Tokens | None = None, train: bool = False, attention: bool = False) -> Outputs:
         """The logits of every word (B, 1, V), alike for all of the target; or of its own words, each before its noise, where it

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import xavier_uniform
 
 from zoo.core import AppendOnly
+from zoo.nn.linear import Dense
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 logger = logging.getLogger("zoo")
@@ -374,7 +375,7 @@ class MultiHeadAttention(nn.Module):
     key_bias: bool = True
 
     def setup(self):
-        dense = lambda init, bias=True: nn.Dense(self.D, use_bias=bias, kernel_init=init)  # noqa: E731
+        dense = lambda init, bias=True: Dense(self.D, use_bias=bias, kernel_init=init)  # noqa: E731
         self.query, self.value = dense(self.kernel_init), dense(self.kernel_init)
         self.key = dense(self.kernel_init, self.key_bias)
         self.out = dense(self.out_init)

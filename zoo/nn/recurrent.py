@@ -6,6 +6,7 @@ is computed for the whole sequence in one product (``input_gates``) and only the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import orthogonal, xavier_uniform
+
+from zoo.nn.linear import over_rows
 
 Carry = jax.Array | tuple[jax.Array, jax.Array]
 
@@ -156,7 +159,7 @@ def zero_carry(kind: str, batch: int, features: int, dtype=jnp.float32) -> Carry
 
 def input_gates(x_BND: jax.Array, weights: Weights) -> jax.Array:
     """The input's share of the gates, for the whole sequence in one product: (B, N, G)."""
-    return x_BND @ weights.input + jnp.expand_dims(weights.bias, (0, 1))
+    return over_rows(x_BND, weights.input) + jnp.expand_dims(weights.bias, (0, 1))
 
 
 def keep_where(mask_B: jax.Array, new: Carry, old: Carry) -> Carry:
@@ -186,17 +189,58 @@ def scan_cell(
       The carry after the last real token, and h (B, N, D), zero where masked.
     """
 
+    time_major = (jnp.swapaxes(gates_BNG, 0, 1), None if mask_BN is None else mask_BN.T)
+    if step in (elman_step, lstm_step):
+        carry, h_NBD = steps_of_sums(step, reverse, weights.recurrent, *time_major, carry)
+    else:
+        carry, (h_NBD, _) = steps(step, reverse, weights, *time_major, carry)
+    # Not constrained over a mesh: XLA's partitioner would give an encoder another gradient where the decoder feeds its input.
+    return carry, jnp.swapaxes(h_NBD, 0, 1)
+
+
+def steps(
+    step: Callable, reverse: bool, weights: Weights, gates_NBG: jax.Array, mask_NB: jax.Array | None, carry: Carry
+) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
+    """The scan itself, time first: the last carry, h after each step (zero where masked) and h before it."""
+
     def body(carry, inputs):
         gates_BG, mask_B = inputs
         new, h_BD = step(carry, gates_BG, weights)
         if mask_B is None:
-            return new, h_BD
-        return keep_where(mask_B, new, carry), jnp.where(mask_B[:, None], h_BD, 0)
+            return new, (h_BD, jax.tree.leaves(carry)[-1])
+        return keep_where(mask_B, new, carry), (jnp.where(mask_B[:, None], h_BD, 0), jax.tree.leaves(carry)[-1])
 
-    time_major = (jnp.swapaxes(gates_BNG, 0, 1), None if mask_BN is None else mask_BN.T)
-    carry, h_NBD = jax.lax.scan(body, carry, time_major, reverse=reverse)
-    # Not constrained over a mesh: XLA's partitioner would give an encoder another gradient where the decoder feeds its input.
-    return carry, jnp.swapaxes(h_NBD, 0, 1)
+    return jax.lax.scan(body, carry, (gates_NBG, mask_NB), reverse=reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def steps_of_sums(step, reverse, recurrent_DG, gates_NBG, mask_NB, carry) -> tuple[Carry, jax.Array]:
+    """``steps`` of a cell whose gates read gates + h @ recurrent and nothing else of either, differentiated faster.
+
+    The gradient of ``recurrent`` is then that of the gates times the states before them, one product over all of time. Left
+    to itself the backward scan would make a thin product, and read and write a sum of the matrix's size, at every step.
+    """
+    carry, (h_NBD, _) = steps(step, reverse, Weights(None, recurrent_DG, None), gates_NBG, mask_NB, carry)
+    return carry, h_NBD
+
+
+def steps_of_sums_forward(step, reverse, recurrent_DG, gates_NBG, mask_NB, carry):
+    def run(gates_NBG, carry):
+        carry, (h_NBD, before_NBD) = steps(step, reverse, Weights(None, recurrent_DG, None), gates_NBG, mask_NB, carry)
+        return (carry, h_NBD), before_NBD
+
+    out, pull_back, before_NBD = jax.vjp(run, gates_NBG, carry, has_aux=True)
+    return out, (pull_back, before_NBD)
+
+
+def steps_of_sums_backward(step, reverse, saved, gradient):
+    pull_back, before_NBD = saved
+    gates_NBG, carry = pull_back(gradient)
+    rows = lambda x_NBX: x_NBX.reshape(-1, x_NBX.shape[-1])  # noqa: E731
+    return rows(before_NBD).T @ rows(gates_NBG), gates_NBG, None, carry
+
+
+steps_of_sums.defvjp(steps_of_sums_forward, steps_of_sums_backward)
 
 
 def maxout(x_BNF: jax.Array, pieces: int = 2) -> jax.Array:
