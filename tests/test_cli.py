@@ -20,6 +20,7 @@ import pytest
 
 import zoo
 from train.__main__ import main as train
+from train.workdir import LOCK, open_workdir
 from zoo.__main__ import main as use
 from zoo.core import pad_tokens
 from zoo.generate import minimum_bayes_risk, score
@@ -366,6 +367,34 @@ def test_directories_that_are_no_model(workdir, tmp_path, capsys):
     weights = tmp_path / "out" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "is damaged" in one_error(capsys, use(["predict", str(tmp_path / "out"), "x"]))
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("1 on elsewhere", file=file, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_command_at_a_time_trains_in_a_workdir(pairs, tmp_path, capsys):
+    """The lock is gone with the process that held it, even a killed one; what it leaves is no obstacle."""
+    path, failing = tmp_path / "run", ("--data.test", "no/such/test.tsv")
+    path.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path / LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"held\n"
+        said = one_error(capsys, train(command(pairs, path, 2, *failing)))
+        assert f"another command trains in {path}, process 1 on elsewhere: wait until it ends" in said
+        child.kill()
+    assert "no/such/test.tsv" in one_error(capsys, train(command(pairs, path, 2, *failing)))
+    with open_workdir(json.loads((path / "experiment.json").read_text()), path):
+        said = one_error(capsys, train(command(pairs, path, 2, *failing)))
+    assert f"process {os.getpid()} on " in said
+    assert "no/such/test.tsv" in one_error(capsys, train(command(pairs, path, 2, *failing)))
 
 
 def test_predict_explains_its_arguments(workdir):

@@ -20,7 +20,8 @@ from train.parallel import Parallel
 from zoo import rnn, rnn_attention, transformer
 from zoo.core import UserError, pad_tokens, shift_right
 from zoo.nn import attention
-from zoo.nn.attention import KeyValue, Visible, attend, causal_mask, choose, dot_product_attention, fused
+from zoo.nn.attention import attend, choose, dot_product_attention, fused
+from zoo.nn.cache import KeyValue, Visible, causal_mask
 from zoo.nn.recurrent import Weights, lstm_step, scan_cell
 from zoo.nn.sharding import BATCH, MODEL, constrain
 from zoo.nn.stack import scan_layers

@@ -67,9 +67,18 @@ def compiled(model, method, static):
     return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method, **dict(static)))
 
 
+def distinct() -> dict[zoo.core.ModelConfig, str]:
+    """The tiny models of all configs -> the names of their configs: what two have in common is tested once."""
+    found: dict = {}
+    for path in CONFIGS:
+        config = tiny(model_of(path))
+        found[config] = f"{found[config]}+{path.stem}" if config in found else path.stem
+    return found
+
+
 @functools.cache
-def subject_of(path: Path) -> Subject:
-    model = tiny(model_of(path)).build()
+def subject_of(config: zoo.core.ModelConfig) -> Subject:
+    model = config.build()
     source, target = model.config.example(BATCH, SOURCE, TARGET, seed=1)
     params = jax.jit(model.init)(jax.random.key(0), source, target)["params"]
     # Biases start at zero and norms at one: noise makes a forgotten or swapped one visible.
@@ -79,32 +88,26 @@ def subject_of(path: Path) -> Subject:
     return Subject(model, jax.tree.unflatten(tree, leaves), source, target)
 
 
-def param(path: Path):
-    """Configs of one class go to one worker: where their tiny models are equal, what one compiled serves the other."""
-    group = type(model_of(path)).__name__
-    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(group))
+# All tests of a model go to one worker, which compiles it once.
+SUBJECTS = [pytest.param(config, id=names, marks=pytest.mark.xdist_group(names)) for config, names in distinct().items()]
 
 
-@pytest.fixture(params=[param(path) for path in CONFIGS], scope="module")
+def those(wanted) -> list:
+    return [param for param in SUBJECTS if wanted(param.values[0].build())]
+
+
+@pytest.fixture(params=SUBJECTS, scope="module")
 def subject(request):
     return subject_of(request.param)
 
 
-def generates(path: Path) -> bool:
-    return not isinstance(tiny(model_of(path)).build(), EncoderOnly)
-
-
-@pytest.fixture(params=[param(path) for path in CONFIGS if generates(path)], scope="module")
+@pytest.fixture(params=those(lambda model: not isinstance(model, EncoderOnly)), scope="module")
 def decoder(request):
     """A subject that has something to decode."""
     return subject_of(request.param)
 
 
-def is_ordered(path: Path) -> bool:
-    return not tiny(model_of(path)).build().VECTORS
-
-
-@pytest.fixture(params=[param(path) for path in CONFIGS if is_ordered(path)], scope="module")
+@pytest.fixture(params=those(lambda model: not model.VECTORS), scope="module")
 def sequential(request):
     """A subject that knows the order of what it reads: not a model of word vectors, which has no dropout either."""
     return subject_of(request.param)

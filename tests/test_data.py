@@ -1,11 +1,14 @@
 """The data room: files, TFDS sets, CMUdict, batches, resuming, hosts, prefetch, and every bad input."""
 
+import dataclasses
 import gzip
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -322,6 +325,21 @@ def test_a_set_that_cannot_be_prepared_is_named(tmp_path):
     (tmp_path / "cmudict").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"cmudict/1\.0\.0 could not be prepared in .*data_dir"):
         Tfds("cmudict", "word", "pronunciation", data_dir=str(tmp_path)).load("train")
+
+
+def test_a_set_that_another_process_has_prepared_in_the_meantime_is_read(cmudict, tmp_path, monkeypatch):
+    """TFDS prepares a set beside its place, and finds that place taken."""
+    import tensorflow_datasets as tfds
+
+    late = dataclasses.replace(cmudict, data_dir=str(tmp_path))
+
+    def download_and_prepare(builder, **options):
+        shutil.copytree(Path(cmudict.data_dir) / "cmudict", tmp_path / "cmudict")
+        builder.info.set_splits(tfds.core.splits.SplitDict([]))  # what it holds was of its own work
+        raise OSError(f"Cannot rename. Destination {builder.data_dir} already exists")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+    assert list(late.load("test")) == list(cmudict.load("test"))
 
 
 def test_tensorflow_is_never_imported(cmudict):

@@ -19,7 +19,8 @@ from zoo.checkpoint.fields import Fields
 from zoo.checkpoint.rules import from_reference, to_reference
 from zoo.core import Tokens, UserError, flatten_params, pad_tokens, unflatten_params
 from zoo.generate import Beam, Rules, Sample, generate, penalty, speculative, stream
-from zoo.nn.attention import KeyValue, causal_mask, dot_product_attention, joint_attention
+from zoo.nn.attention import dot_product_attention, joint_attention
+from zoo.nn.cache import KeyValue, causal_mask
 from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params, count_parameters
 

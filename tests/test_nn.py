@@ -12,18 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.nn.attention import (
-    DecoderCache,
-    KeyValue,
-    additive_scores,
-    by_position,
-    causal_mask,
-    dot_product_attention,
-    dot_scores,
-    masked_softmax,
-    mix,
-    write,
-)
+from zoo.nn.attention import additive_scores, dot_product_attention, dot_scores, masked_softmax, mix
+from zoo.nn.cache import DecoderCache, KeyValue, by_position, causal_mask, write
 from zoo.nn.linear import Dense, Embed, over_rows
 from zoo.nn.position import sinusoidal
 from zoo.nn.recurrent import (

@@ -8,25 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from stepwise import step_by_step
+from reference import GOLDEN, close, close_gradients, compiled, names, part, read, rolled, same_directory
 from strings import strings
 
 import zoo
 from zoo.checkpoint.rules import to_reference
-from zoo.checkpoint.tensors import Tensors
 from zoo.core import Tokens
 from zoo.generate import generate
 
-GOLDEN = Path(__file__).parent / "golden"
-CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
-TOLERANCE, GRADIENT = 1e-5, 1e-4  # absolute, in float32
+CASES = names("golden.npz")
 
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -34,41 +28,10 @@ each_case = pytest.mark.parametrize("name", CASES)
 @functools.cache
 def case_of(name: str) -> SimpleNamespace:
     """A model as ``zoo.load`` gives it, and the golden arrays."""
-    predictor = zoo.load(GOLDEN / name)
-    with np.load(GOLDEN / name / "golden.npz", allow_pickle=False) as arrays:
-        golden = dict(arrays)
-    batch = [Tokens(golden[f"in:{side}_ids"], golden[f"in:{side}_mask"]) for side in ("source", "target")]
-    return SimpleNamespace(predictor=predictor, model=predictor.model, params=predictor.params, golden=golden, batch=batch)
-
-
-@functools.cache
-def compiled(name: str):
-    """(params, source, target) -> logits, each layer's output, the gradient of the reference's loss, logits step by step."""
-    model = case_of(name).model
-
-    def loss(params, source, target):
-        outputs, seen = model.apply({"params": params}, source, target, capture_intermediates=True, mutable=["intermediates"])
-        log_p_BTV = jax.nn.log_softmax(outputs.logits)
-        log_p_BT = jnp.take_along_axis(log_p_BTV, target.ids[..., None], axis=-1)[..., 0]
-        hidden = {name: layer["__call__"][0][0] for name, layer in seen["intermediates"].items() if name[-1].isdigit()}
-        return -(log_p_BT * target.mask).sum(axis=1).mean(), (outputs.logits, hidden)
-
-    @jax.jit
-    def run(params, source, target):
-        (_, (logits, hidden)), gradient = jax.value_and_grad(loss, has_aux=True)(params, source, target)
-        return logits, hidden, gradient, step_by_step(model, params, source, target)
-
-    return run
-
-
-def close(actual, desired, what: str, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == desired.shape, what
-    assert np.abs(np.asarray(actual) - desired).max() <= tolerance, what
-
-
-def rolled(x: np.ndarray, mask_BN: np.ndarray) -> np.ndarray:
-    """Right-padded rows with their padding on the left."""
-    return np.stack([np.roll(row, (~mask).sum(), axis=0) for row, mask in zip(x, mask_BN, strict=True)])
+    case = read(name, "golden.npz")
+    golden = case.golden
+    case.batch = [Tokens(golden[f"in:{side}_ids"], golden[f"in:{side}_mask"]) for side in ("source", "target")]
+    return case
 
 
 @each_case
@@ -78,22 +41,16 @@ def test_logits_layers_and_gradients(name, side):
     source, target = case.batch
     if side == "left":
         source = Tokens(rolled(source.ids, source.mask), rolled(source.mask, source.mask))
-    logits, hidden, gradient, stepwise = compiled(name)(case.params, source, target)
+    logits, hidden, gradient, stepwise = compiled(case.model)(case.params, source, target)
     for x, what in ((logits, "logits"), (stepwise, "logits step by step")):
         close(x * target.mask[..., None], case.golden["out:logits"], what)
-    names = {key.removeprefix("out:hidden:") for key in case.golden if key.startswith("out:hidden:")}
-    assert names <= set(hidden)
-    for layer in names:
+    wanted_layers = part(case.golden, "out:hidden:")
+    assert set(wanted_layers) <= set(hidden)
+    for layer, wanted in wanted_layers.items():
         mask = source.mask if layer.startswith("encoder") else target.mask
-        wanted = case.golden[f"out:hidden:{layer}"]
         wanted = rolled(wanted, case.batch[0].mask) if layer.startswith("encoder") and side == "left" else wanted
         close(hidden[layer] * mask[..., None], wanted, layer)
-    ours = to_reference(gradient, case.model.RULES)
-    wanted = {key.removeprefix("grad:"): x for key, x in case.golden.items() if key.startswith("grad:")}
-    for key, x in wanted.items():
-        assert np.abs(x).max() > 10 * GRADIENT or np.abs(x).max() < 1e-12, f"the golden gradient of {key} says little"
-        close(ours[key], x, f"gradient of {key}", GRADIENT)
-    buffers = set(ours) - set(wanted)  # what the reference does not train
+    buffers = close_gradients(to_reference(gradient, case.model.RULES), case.golden)  # what the reference does not train
     assert buffers <= {"final_logits_bias"}
 
 
@@ -145,23 +102,6 @@ def test_tokenizers_agree(name):
         assert case.predictor.target_tokenizer.decode(ids) == case.predictor.target_tokenizer.text(before)
     tokenizer = case.predictor.source_tokenizer
     assert tokenizer.encode("half a pair \ud83d") == tokenizer.encode("half a pair \ufffd")
-
-
-def same_directory(first: Path, second: Path) -> None:
-    """The same tensors to the byte under the same names, the same settings, the same tokenizer files."""
-    ours, theirs = Tensors.open(first), Tensors.open(second)
-    assert set(ours) == set(theirs)
-    for name in theirs:
-        assert (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape), name
-        assert ours[name].tobytes() == theirs[name].tobytes(), name
-    for path in second.iterdir():
-        if path.suffix not in (".safetensors", ".npz"):
-            mine = first / path.name
-            assert mine.is_file(), path.name
-            if path.name in ("config.json", "generation_config.json"):
-                assert json.loads(mine.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8"))
-            else:
-                assert mine.read_bytes() == path.read_bytes(), path.name
 
 
 @each_case

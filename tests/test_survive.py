@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from faults.harness import ROOT, Command, Kill, differences, evidence, resumed_from
 
-from train import journal, loop, report, saver, survive
+from train import journal, loop, prepare, report, saver, survive
 from train.__main__ import main
 from train.checkpoint import Checkpoints, Saved, SaveFailed
 from train.data import Batch, Files, check_ids, prefetch, prefetch_to_device
@@ -60,7 +60,7 @@ class Here:
         monkeypatch,
         workdir,
         *more: str,
-        make=loop.make_train_step,
+        make=prepare.make_train_step,
         evaluate=lambda run, state: ({"validation/nll": 1.0}, 1.0),
     ) -> int:
         """The exit code."""
@@ -79,7 +79,7 @@ class Here:
                 self.compiled[make] = self.compile(strategy, step)
             return self.compiled[make]
 
-        monkeypatch.setattr(loop, "make_train_step", counted)
+        monkeypatch.setattr(prepare, "make_train_step", counted)
         monkeypatch.setattr(Pmap, "compile_train", once)
         monkeypatch.setattr(loop.Run, "evaluate", evaluate)
         monkeypatch.setattr(loop.Run, "test", lambda run: {})

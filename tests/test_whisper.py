@@ -9,16 +9,13 @@ import dataclasses
 import functools
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from stepwise import step_by_step
+from reference import GOLDEN, close, compiled, names, part, read, same_directory
 from strings import strings
-from test_pretrained import close, same_directory
 from tones import RATE, signals, speech
 
 import zoo
@@ -33,18 +30,15 @@ from zoo.transcribe.sound import resampled
 from zoo.transcribe.timestamps import Span, TimestampRules, spans
 from zoo.variants import count_parameters
 
-GOLDEN = Path(__file__).parent / "golden"
-CASES = sorted(path.parent.name for path in GOLDEN.glob("*/speech.npz"))
+CASES = names("speech.npz")
 each_case = pytest.mark.parametrize("name", CASES)
 
 
 @functools.cache
 def case_of(name: str) -> SimpleNamespace:
-    predictor = zoo.load(GOLDEN / name)
-    with np.load(GOLDEN / name / "speech.npz", allow_pickle=False) as arrays:
-        golden = dict(arrays)
-    told = {key: json.loads(str(golden[f"{key}:json"])) for key in ("short", "long")}
-    return SimpleNamespace(predictor=predictor, model=predictor.model, params=predictor.params, golden=golden, **told)
+    case = read(name, "speech.npz")
+    case.short, case.long = (json.loads(str(case.golden[f"{key}:json"])) for key in ("short", "long"))
+    return case
 
 
 def language_of(name: str, seed: int) -> str:
@@ -70,26 +64,6 @@ def test_frames_of_many_recordings_at_once():
         np.testing.assert_allclose(row, audio.frames_of(sound, 80), atol=1e-5)
 
 
-@functools.cache
-def compiled(name: str):
-    """(params, source, target) -> logits, each layer's output, the gradient of the reference's loss, logits step by step."""
-    model = case_of(name).model
-
-    def loss(params, source, target):
-        outputs, seen = model.apply({"params": params}, source, target, capture_intermediates=True, mutable=["intermediates"])
-        log_p_BTV = jax.nn.log_softmax(outputs.logits)
-        log_p_BT = jnp.take_along_axis(log_p_BTV, target.ids[..., None], axis=-1)[..., 0]
-        hidden = {name: layer["__call__"][0][0] for name, layer in seen["intermediates"].items() if name[-1].isdigit()}
-        return -(log_p_BT * target.mask).sum(axis=1).mean(), (outputs.logits, hidden)
-
-    @jax.jit
-    def run(params, source, target):
-        (_, (logits, hidden)), gradient = jax.value_and_grad(loss, has_aux=True)(params, source, target)
-        return logits, hidden, gradient, step_by_step(model, params, source, target)
-
-    return run
-
-
 def near(actual, desired, what: str) -> None:
     """To a millionth of the largest number: logits of a trained model go up to 30."""
     close(actual, desired, what, 1e-6 * np.abs(desired).max())
@@ -101,22 +75,21 @@ def test_logits_layers_and_gradients(name):
     target = Tokens(case.golden["in:target_ids"], case.golden["in:target_mask"])
     window = 2 * case.model.config.max_source_len
     values = np.random.default_rng(0).standard_normal((3, window, case.model.config.mels)).astype(np.float32)
-    logits, hidden, gradient, stepwise = compiled(name)(case.params, Frames(values, np.ones((3, window), bool)), target)
+    logits, hidden, gradient, stepwise = compiled(case.model)(case.params, Frames(values, np.ones((3, window), bool)), target)
     for x, what in ((logits, "logits"), (stepwise, "logits step by step")):
         near(x * target.mask[..., None], case.golden["out:logits"], what)
-    for key in [key for key in case.golden if key.startswith("out:hidden:")]:
-        layer = key.removeprefix("out:hidden:")
+    for layer, wanted in part(case.golden, "out:hidden:").items():
         ours = hidden[layer][:, ::5] if layer.startswith("encoder") else hidden[layer] * target.mask[..., None]
-        near(ours, case.golden[key], layer)
+        near(ours, wanted, layer)
     ours = to_reference(gradient, case.model.RULES)
     assert not ours["model.encoder.embed_positions.weight"].any(), "the sinusoids are trained"
-    wanted = {key.removeprefix("grad:"): x for key, x in case.golden.items() if key.startswith("grad:")}
+    wanted = part(case.golden, "grad:")
     assert (name != "whisper") or set(ours) - set(wanted) == {"model.encoder.embed_positions.weight"}
     for key, x in wanted.items():
         close(ours[key], x, f"gradient of {key}", 1e-4)
 
     sounds = [audio.frames_of(speech(1000 + i, 1.0 + i)[0], case.model.config.mels, window) for i in range(3)]
-    heard = compiled(name)(case.params, Frames(np.stack(sounds), np.ones((3, window), bool)), target)[0]
+    heard = compiled(case.model)(case.params, Frames(np.stack(sounds), np.ones((3, window), bool)), target)[0]
     wanted = case.golden["out:logits_of_sound"]
     assert np.abs(heard * target.mask[..., None] - wanted).max() <= 1e-4 * np.abs(wanted).max()
 

@@ -4,52 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 import zoo
-from train import embeddings, evaluate, experiment, flops, hosts, memory, optim, parallel, report, start
+from train import evaluate, experiment, flops, hosts, report, start
 from train.checkpoint import Checkpoints, SaveFailed
-from train.data import (
-    Batch,
-    Example,
-    Tokenized,
-    WindowBatches,
-    Windows,
-    bucket_shapes,
-    check_ids,
-    eval_batches,
-    prefetch_to_device,
-    train_batches,
-)
-from train.data.corrupt import CORRUPTIONS
+from train.data import Batch, Example, prefetch_to_device
 from train.experiment import Experiment
 from train.journal import Fed, Journal
+from train.prepare import Prepared
 from train.saver import Saver
-from train.step import State, init_state, make_eval_step, make_train_step, new_state
+from train.step import State, make_eval_step
 from train.survive import CANNOT_SAVE, Programs, Signals, Stopped, Watchdog, disk_is_full
 from train.tasks import TASKS, confusion
-from train.view import View
-from zoo import vectors
+from train.workdir import open_workdir
 from zoo.checkpoint.directory import describe
-from zoo.checkpoint.orbax import BEST, CHECKPOINTS, find_step, steps
-from zoo.checkpoint.rules import some
-from zoo.core import SPECIAL_TOKENS, EncoderOnly, UserError
+from zoo.checkpoint.orbax import BEST, find_step
+from zoo.core import SPECIAL_TOKENS, EncoderOnly
 from zoo.predictor_base import PredictorBase
 from zoo.predictors import predictor_for
-from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
-
-TOKENIZER_TEXTS = 1_000_000  # training examples at most that a vocabulary is learned from
 
 
 def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
@@ -63,10 +44,11 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
     now = experiment.to_json(config)
     hosts.agree({"the code": hosts.code()} | experiment.flat({**now, "hosts": {}}))
     experiment.check(config)
-    with hosts.together():
-        if hosts.first():
-            open_workdir(now, workdir)
-    with Signals() as signals, Watchdog(config.training.watchdog) as watchdog:
+    with contextlib.ExitStack() as held:
+        with hosts.together():
+            if hosts.first():
+                held.enter_context(open_workdir(now, workdir))
+        signals, watchdog = held.enter_context(Signals()), held.enter_context(Watchdog(config.training.watchdog))
         try:
             with contextlib.closing(Checkpoints(workdir, config.training.keep_last)) as checkpoints:
                 with hosts.together():
@@ -77,56 +59,18 @@ def run(config: Experiment, workdir: Path, command: str) -> dict[str, Any]:
             raise Stopped(CANNOT_SAVE, str(error)) from error
 
 
-def open_workdir(now: dict[str, Any], workdir: Path) -> None:
-    """Make the run's directory, or see that it is that of the same experiment."""
-    path = workdir / "experiment.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if steps(workdir / CHECKPOINTS):  # before the first checkpoint there is nothing to lose, and options may change
-                experiment.check_same(json.loads(path.read_text(encoding="utf-8")), now, str(workdir))
-        elif any(workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no training run: choose another --workdir")
-        report.write_atomically(path, json.dumps(now, indent=2) + "\n")
-        (workdir / CHECKPOINTS).mkdir(exist_ok=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror or error}): choose another") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): restore it, or choose another --workdir") from error
-
-
-class Run:
-    """One run: what it is made of, and the loop over it."""
+class Run(Prepared):
+    """One run: the loop, its evaluations, and the test at its end."""
 
     def __init__(
         self, config: Experiment, workdir: Path, checkpoints: Checkpoints, command: str, signals: Signals, watchdog: Watchdog
     ):
         self.start_time = time.monotonic()
-        self.workdir, self.checkpoints, self.command = workdir, checkpoints, command
-        self.signals, self.watchdog = signals, watchdog
-        self.view = View(config.training.steps)
+        self.workdir, self.command, self.signals, self.watchdog = workdir, command, signals, watchdog
+        super().__init__(config, workdir, checkpoints)
         self.task = TASKS[config.task]
-        self.latest = checkpoints.latest()
-        self.view.say("reading the data")
-        self.train_examples, self.validation = config.data.load("train"), config.data.load("validation")
-        self.test_examples = config.data.load("test")  # now: a wrong name must not wait for the end of training
-        known = start.settings(config, workdir)  # what is known of the model before the data
-        self.source_tokenizer, self.target_tokenizer = self.tokenizers(config, known)
-        sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
-        batching = dataclasses.replace(config.batching, max_target_len=1) if config.model.wants_labels else config.batching
-        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), batching=batching)
-        compute = config.compute
-        self.model = self.config.model.build().clone(
-            remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
-        )
-        if config.batching.pack and not self.model.PACKS:
-            raise UserError(f"batching.pack is on, but {type(self.model).__name__} reads one pair a row: turn it off")
         self.flops = flops.training_flops(self.model)
-        self.parallel = parallel.make(config.parallel, self.model.SHARDING)
         self.saver = Saver(checkpoints, self.config, self.view)
-        self.spent = 0.0  # seconds of earlier commands of this run
         self.predictor = predictor_for(self.model)(
             self.model,
             params=None,
@@ -135,28 +79,8 @@ class Run:
             decoding=config.decoding,
             place=self.place,
             multiple_of=self.parallel.rows,
-            origin=known and start.origin(known, self.config.model),
+            origin=self.known and start.origin(self.known, self.config.model),
         )
-
-    def tokenizers(self, config: Experiment, known: PredictorBase | None) -> tuple[Tokenizer, Tokenizer]:
-        """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
-        if known is not None:
-            target = known.target_tokenizer
-            if self.latest is None and config.model.wants_labels:
-                target = start.labels(target, self.train_examples)
-            return known.source_tokenizer, target
-        wanted = config.tokenizers
-        sample = evaluate.spread(self.train_examples, TOKENIZER_TEXTS)
-        sources, targets = [e.source for e in sample], [e.target for e in sample]
-        learn: Callable = partial(
-            Tokenizer.train, vocab_size=wanted.vocab_size or None, min_count=wanted.min_count, lowercase=wanted.lowercase
-        )
-        if wanted.shared:
-            shared = learn(wanted.source, [*sources, *targets])
-            return shared, shared
-        if config.model.wants_labels:
-            return learn(wanted.source, sources), start.labels(None, self.train_examples)
-        return learn(wanted.source, sources), learn(wanted.target, targets)
 
     def facts(self) -> dict[str, Any]:
         """What all hosts must have alike."""
@@ -219,70 +143,6 @@ class Run:
                 f"{batches.dropped:,} training examples were left out: longer than batching.max_source_len or max_target_len"
             )
 
-    def training_batches(self):
-        """The endless stream of batches, and the shapes they come in."""
-        batching = self.config.batching
-        if isinstance(self.config.data, Windows):
-            return self.windows.train_batches(), (self.windows.shape,)
-        data = self.tokenized(self.train_examples)
-        shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
-        return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
-
-    @functools.cached_property
-    def windows(self) -> WindowBatches:
-        """What batches of word windows are drawn by."""
-        config, data = self.config, self.tokenized(self.train_examples)
-        return WindowBatches(data, config.data, config.batching, self.parallel.rows, config.seed, self.parallel.host)
-
-    def evaluation_batches(self, examples: Sequence[Example], shapes: Sequence) -> Iterable[Batch]:
-        """All of these examples, in batches of the shapes that training has."""
-        data = self.tokenized(examples)
-        if isinstance(self.config.data, Windows):
-            return self.windows.eval_batches(data)
-        return eval_batches(data, shapes, self.parallel.host)
-
-    def begin(self, batches) -> tuple[State, Any]:
-        """The first state or the newest checkpoint's, with the data at its place; and the compiled step."""
-        config = self.config
-        updates = config.training.steps // config.optimizer.accumulate
-        params, lora = abstract_params(config.model), config.lora
-        tx = optim.make(config.optimizer, params, updates, lora.shapes(params) if lora.rank else None)
-        example, key = config.model.example(batch=1), jax.random.key(config.seed)
-        init = partial(init_state, self.model, tx, example, key, config.optimizer, lora)
-        train_step = self.parallel.compile_train(
-            make_train_step(self.model, tx, config.training.label_smoothing, config.optimizer, config.compute, lora)
-        )
-        abstract = self.parallel.abstract(init)
-        memory.check(abstract)
-        if self.latest is None:
-            state = self.pretrained(tx, example) if config.init_from else self.parallel.init(init)
-            return self.embedded(state) if config.init_embeddings else state, train_step
-        saved = self.checkpoints.restore(self.latest, abstract)
-        batches.set_state(saved.progress["iterator"])
-        self.spent = saved.progress["seconds"]
-        self.view.say(f"continuing at step {self.latest} of {config.training.steps}")
-        return saved.state, train_step
-
-    def pretrained(self, tx: optax.GradientTransformation, example: tuple) -> State:
-        """The first state of a run that starts from a model."""
-        config = self.config
-        init_key, key = jax.random.split(jax.random.key(config.seed))
-        initial = lambda: self.model.init(init_key, *example)["params"]  # noqa: E731
-        params, new = start.params(config, config.model, self.parallel.mesh, initial)
-        self.view.say(f"starting from {config.init_from}" + (f"; new are {some(new)}" if new else ""))
-        return self.parallel.init(partial(new_state, tx=tx, key=key, optimizer=config.optimizer, lora=config.lora), params)
-
-    def embedded(self, state: State) -> State:
-        """The state with word vectors for the embeddings of known tokens."""
-        where, sides = self.config.init_embeddings, {"source": self.source_tokenizer, "target": self.target_tokenizer}
-        trained = state.base is None
-        params, lines = embeddings.fill(state.params if trained else state.base, vectors.load(where), sides, where)
-        for line in lines:
-            self.view.say(line)
-        if not trained:
-            return state._replace(base=params)
-        return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
-
     @contextlib.contextmanager
     def journal(self, state: State) -> Iterator[Journal]:
         """What is left of the steps to come; lines of steps after this state's are dropped."""
@@ -310,24 +170,12 @@ class Run:
         """Whether the checkpoint that this command began with has been."""
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
-    def tokenized(self, examples: Sequence[Example]) -> Tokenized:
-        corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
-        return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
-
-    def sides(self) -> tuple[Tokenizer, Tokenizer]:
-        return self.source_tokenizer, self.target_tokenizer
-
     def feed(self, batch: Batch) -> Fed:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
         shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
         placed, shares = self.put(batch), self.parallel.host[1]
         return Fed(placed, shape, placed.example_ids, tokens * shares, self.flops(batch.source, batch.target) * shares)
-
-    def put(self, batch: Batch) -> Batch:
-        """A batch on its devices, if all its ids are in the vocabularies."""
-        check_ids(batch, self.source_tokenizer.vocab_size, self.target_tokenizer.vocab_size)
-        return self.parallel.put(batch)
 
     def place(self, source: Any) -> Any:
         """Sources on their devices, between two batches of an evaluation."""

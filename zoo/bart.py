@@ -36,16 +36,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.linen.initializers import normal, xavier_uniform, zeros
+from flax.linen.initializers import normal, zeros
 from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.fields import Architecture, Fields
-from zoo.checkpoint.rules import Constant, Copy, Layout, Renamed, Rule, embedding, linear, norm
+from zoo.checkpoint.rules import ROW, Constant, Copy, Renamed, Rule, embedding, linear, norm, projections
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
-from zoo.nn.linear import Dense, Embed
-from zoo.nn.position import sines_then_cosines
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.block import FeedForward, Residual
+from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.linear import Embed
+from zoo.nn.position import sines_then_cosines, table_of_sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "denoising, summaries, translation and dialogue, pretrained"
@@ -157,34 +158,6 @@ class Memory(NamedTuple):
     attention: dict[str, jax.Array]
 
 
-class FeedForward(nn.Module):
-    """activation(x W1 + b1) W2 + b2."""
-
-    config: BartConfig
-    F: int
-
-    @nn.compact
-    def __call__(self, x_BND: jax.Array) -> jax.Array:
-        x_BNF = Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
-        x_BNF = constrain(ACTIVATIONS[self.config.activation](x_BNF), BATCH, None, MODEL)
-        return Dense(self.config.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
-
-
-class Residual(nn.Module):
-    """x + dropout(sublayer(x)), normalised after the sum ("post") or before the sublayer ("pre")."""
-
-    config: BartConfig
-
-    def setup(self):
-        self.norm = nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(self.config.dropout)
-
-    def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
-        if self.config.norm == "pre":
-            return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
-        return constrain(self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train)), BATCH)
-
-
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network."""
 
@@ -194,8 +167,8 @@ class EncoderLayer(nn.Module):
     def setup(self):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.encoder_heads, self.kernel)
-        self.feed_forward = FeedForward(c, c.encoder_d_ff)
-        self.attention_residual, self.feed_forward_residual = Residual(c), Residual(c)
+        self.feed_forward = FeedForward(c.d_model, c.encoder_d_ff, ACTIVATIONS[c.activation])
+        self.attention_residual, self.feed_forward_residual = Residual(c.norm, c.dropout), Residual(c.norm, c.dropout)
 
     def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
         """Returns x (B, S, D) and, on request, the weights {"self"}."""
@@ -219,9 +192,9 @@ class DecoderLayer(nn.Module):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel)
         self.cross_attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel)
-        self.feed_forward = FeedForward(c, c.decoder_d_ff)
-        self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
-        self.feed_forward_residual = Residual(c)
+        self.feed_forward = FeedForward(c.d_model, c.decoder_d_ff, ACTIVATIONS[c.activation])
+        self.attention_residual, self.cross_attention_residual = Residual(c.norm, c.dropout), Residual(c.norm, c.dropout)
+        self.feed_forward_residual = Residual(c.norm, c.dropout)
 
     def __call__(
         self, x_RTD, source: KeyValue, seen: Visible, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool
@@ -246,28 +219,14 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights if attention else {}
 
 
-def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
-    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-    return tuple(rule for a, b in names.items() for rule in linear(f"{ours}/{a}", f"{theirs}.{b}"))
-
-
-def _sinusoids(shape: tuple[int, ...]) -> np.ndarray:
-    """Pegasus's table of positions, which its files hold."""
-    count, D = shape
-    angle = np.arange(count)[:, None] / 10_000 ** (2 * np.arange(D // 2) / D)
-    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
-
-
-ROW = Layout(lambda x: (x[None],), lambda x: x[0])
-
 # The names of transformers' ...ForConditionalGeneration, which all five share; BartModel's have no "model." before them.
 RULES = (
     *embedding("embedding", "model.shared"),
     Rule("output_bias", "final_logits_bias", ROW),
     *embedding(r"(encoder|decoder)_positions", r"model.\1.embed_positions"),
     *norm(r"(encoder|decoder)_embedding_norm", r"model.\1.layernorm_embedding"),
-    *_attention_rules(r"(encoder|decoder)_(\d+)/attention", r"model.\1.layers.\2.self_attn"),
-    *_attention_rules(r"decoder_(\d+)/cross_attention", r"model.decoder.layers.\1.encoder_attn"),
+    *projections(r"(encoder|decoder)_(\d+)/attention", r"model.\1.layers.\2.self_attn"),
+    *projections(r"decoder_(\d+)/cross_attention", r"model.decoder.layers.\1.encoder_attn"),
     *linear(r"(encoder|decoder)_(\d+)/feed_forward/inner", r"model.\1.layers.\2.fc1"),
     *linear(r"(encoder|decoder)_(\d+)/feed_forward/outer", r"model.\1.layers.\2.fc2"),
     *norm(r"(encoder|decoder)_(\d+)/attention_residual/norm", r"model.\1.layers.\2.self_attn_layer_norm"),
@@ -277,7 +236,7 @@ RULES = (
     Renamed(r"((?:shared|encoder|decoder)\..+)", r"model.\1"),
     Copy(r"lm_head\.weight|model\.(encoder|decoder)\.embed_tokens\.weight", "model.shared.weight"),
     Copy(r"lm_head\.weight", "model.decoder.embed_tokens.weight"),
-    Constant(r"model\.(encoder|decoder)\.embed_positions\.weight", _sinusoids),
+    Constant(r"model\.(encoder|decoder)\.embed_positions\.weight", table_of_sines_then_cosines),
 )
 
 # Megatron's split: the first product of a pair by columns, the second by rows; the other axis over fsdp.

@@ -43,7 +43,8 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, linear, norm
 from zoo.core import PAD, Encoded, EncoderOnly, ModelConfig, PyTree, Tokens, UserError, positions, random_tokens
 from zoo.labels import Labels
-from zoo.nn.attention import MultiHeadAttention, Visible
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.cache import Visible
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.sharding import BATCH, MODEL, constrain
 

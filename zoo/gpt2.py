@@ -36,7 +36,8 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, per_beam, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.cache import DecoderCache, KeyValue, Visible
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.sharding import BATCH, MODEL, constrain
 

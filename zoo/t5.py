@@ -36,7 +36,8 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Copy, Rule, Unused, embedding, linear
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.cache import DecoderCache, KeyValue, Visible
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.norm import RMSNorm
 from zoo.nn.position import by_distance, relative_bucket

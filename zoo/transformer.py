@@ -25,7 +25,9 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import Rule, embedding, linear, norm, packed
 from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.block import FeedForward, Residual
+from zoo.nn.cache import DecoderCache, KeyValue, Visible
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.position import sinusoidal
 from zoo.nn.sharding import BATCH, MODEL, constrain
@@ -94,34 +96,6 @@ class Memory(NamedTuple):
     segments_BS: jax.Array | None = None
 
 
-class FeedForward(nn.Module):
-    """Position-wise feed-forward network: max(0, x W1 + b1) W2 + b2 (equation 2)."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x_BND: jax.Array) -> jax.Array:
-        c = self.config
-        x_BNF = nn.relu(Dense(c.d_ff, kernel_init=xavier_uniform(), name="inner")(x_BND))
-        x_BNF = constrain(x_BNF, BATCH, None, MODEL)
-        return Dense(c.d_model, kernel_init=xavier_uniform(), name="outer")(x_BNF)
-
-
-class Residual(nn.Module):
-    """x + dropout(sublayer(x)), normalised after the sum ("post") or before the sublayer ("pre")."""
-
-    config: TransformerConfig
-
-    def setup(self):
-        self.norm = nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(self.config.dropout)
-
-    def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
-        if self.config.norm == "pre":
-            return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
-        return constrain(self.norm(x_BND + self.drop(sublayer(x_BND), deterministic=not train)), BATCH)
-
-
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network (figure 1, left)."""
 
@@ -131,8 +105,8 @@ class EncoderLayer(nn.Module):
     def setup(self):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
-        self.feed_forward = FeedForward(c)
-        self.attention_residual, self.feed_forward_residual = Residual(c), Residual(c)
+        self.feed_forward = FeedForward(c.d_model, c.d_ff)
+        self.attention_residual, self.feed_forward_residual = Residual(c.norm, c.dropout), Residual(c.norm, c.dropout)
 
     def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
         """Returns x (B, S, D) and, on request, the weights {"self"}."""
@@ -156,9 +130,9 @@ class DecoderLayer(nn.Module):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
         self.cross_attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
-        self.feed_forward = FeedForward(c)
-        self.attention_residual, self.cross_attention_residual = Residual(c), Residual(c)
-        self.feed_forward_residual = Residual(c)
+        self.feed_forward = FeedForward(c.d_model, c.d_ff)
+        self.attention_residual, self.cross_attention_residual = Residual(c.norm, c.dropout), Residual(c.norm, c.dropout)
+        self.feed_forward_residual = Residual(c.norm, c.dropout)
 
     def __call__(
         self, x_RTD, source: KeyValue, seen: Visible, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool

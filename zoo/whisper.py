@@ -25,14 +25,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.initializers import normal, xavier_uniform
+from flax.linen.initializers import normal
 from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.fields import Architecture, Fields
-from zoo.checkpoint.rules import Copy, Layout, Rule, embedding, linear, norm
+from zoo.checkpoint.rules import Copy, Layout, Rule, embedding, linear, norm, projections
 from zoo.core import BOS, EOS, PAD, AppendOnly, Frames, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, random_tokens
-from zoo.nn.attention import DecoderCache, KeyValue, MultiHeadAttention, Visible
-from zoo.nn.linear import Dense, Embed
+from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.block import FeedForward, Residual
+from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.linear import Embed
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
@@ -131,31 +133,6 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
 
 
-class FeedForward(nn.Module):
-    """gelu(x W1 + b1) W2 + b2."""
-
-    D: int
-    F: int
-
-    @nn.compact
-    def __call__(self, x_BND: jax.Array) -> jax.Array:
-        x_BNF = Dense(self.F, kernel_init=xavier_uniform(), name="inner")(x_BND)
-        return Dense(self.D, kernel_init=xavier_uniform(), name="outer")(constrain(_gelu(x_BNF), BATCH, None, MODEL))
-
-
-class Residual(nn.Module):
-    """x + dropout(sublayer(norm(x)))."""
-
-    dropout: float
-
-    def setup(self):
-        self.norm = nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(self.dropout)
-
-    def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
-        return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
-
-
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network."""
 
@@ -165,8 +142,8 @@ class EncoderLayer(nn.Module):
     def setup(self):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.encoder_heads, self.kernel, key_bias=False)
-        self.feed_forward = FeedForward(c.d_model, c.encoder_d_ff)
-        self.attention_residual, self.feed_forward_residual = Residual(c.dropout), Residual(c.dropout)
+        self.feed_forward = FeedForward(c.d_model, c.encoder_d_ff, _gelu)
+        self.attention_residual, self.feed_forward_residual = Residual("pre", c.dropout), Residual("pre", c.dropout)
 
     def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
         """Returns x (B, S, D) and, on request, the weights {"self"}."""
@@ -190,9 +167,9 @@ class DecoderLayer(nn.Module):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel, key_bias=False)
         self.cross_attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel, key_bias=False)
-        self.feed_forward = FeedForward(c.d_model, c.decoder_d_ff)
-        self.attention_residual, self.cross_attention_residual = Residual(c.dropout), Residual(c.dropout)
-        self.feed_forward_residual = Residual(c.dropout)
+        self.feed_forward = FeedForward(c.d_model, c.decoder_d_ff, _gelu)
+        self.attention_residual, self.cross_attention_residual = Residual("pre", c.dropout), Residual("pre", c.dropout)
+        self.feed_forward_residual = Residual("pre", c.dropout)
 
     def __call__(
         self, x_RTD, source: KeyValue, seen: Visible, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool
@@ -217,11 +194,6 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual(x_RTD, self.feed_forward, train), cache, weights if attention else {}
 
 
-def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
-    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-    return tuple(rule for a, b in names.items() for rule in linear(f"{ours}/{a}", f"{theirs}.{b}"))
-
-
 CONVOLUTION = Layout(lambda x: (x.transpose(2, 1, 0),), lambda x: x.transpose(2, 1, 0))
 
 # The names of transformers' WhisperForConditionalGeneration.
@@ -230,8 +202,8 @@ RULES = (
     *embedding("(encoder|decoder)_positions", r"model.\1.embed_positions"),
     Rule(r"convolution_(\d)/kernel", r"model.encoder.conv\1.weight", CONVOLUTION),
     Rule(r"convolution_(\d)/bias", r"model.encoder.conv\1.bias"),
-    *_attention_rules(r"(encoder|decoder)_(\d+)/attention", r"model.\1.layers.\2.self_attn"),
-    *_attention_rules(r"decoder_(\d+)/cross_attention", r"model.decoder.layers.\1.encoder_attn"),
+    *projections(r"(encoder|decoder)_(\d+)/attention", r"model.\1.layers.\2.self_attn"),
+    *projections(r"decoder_(\d+)/cross_attention", r"model.decoder.layers.\1.encoder_attn"),
     *linear(r"(encoder|decoder)_(\d+)/feed_forward/inner", r"model.\1.layers.\2.fc1"),
     *linear(r"(encoder|decoder)_(\d+)/feed_forward/outer", r"model.\1.layers.\2.fc2"),
     *norm(r"(encoder|decoder)_(\d+)/attention_residual/norm", r"model.\1.layers.\2.self_attn_layer_norm"),

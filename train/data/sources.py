@@ -76,7 +76,8 @@ class Tfds:
             if key not in builder.info.features:
                 features = ", ".join(builder.info.features)
                 raise UserError(f"the data set {self.name} has no feature {key!r}: set the field {field} to one of {features}")
-        _prepare(builder)
+        if not _prepare(builder):
+            builder = _builder(self.name, self.data_dir)  # which reads what is there now
         name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[split]
         try:
             records = builder.as_data_source(split=name)
@@ -255,14 +256,19 @@ def _builder(name: str, data_dir: str) -> Any:
         raise UserError(f"the data set {name!r} cannot be built ({first_line(error)}): {advice}") from error
 
 
-def _prepare(builder: Any) -> None:
-    """Download and prepare once; later calls return at once. A terminal sees progress bars, a log nothing."""
+def _prepare(builder: Any) -> bool:
+    """Download and prepare once; later calls return at once. A terminal sees progress bars, a log nothing.
+
+    Returns:
+      False if another process has prepared the set in the meantime, which this builder knows nothing of.
+    """
     import tensorflow_datasets as tfds
 
     (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
+        return True
     except UserError:
         raise
     except ImportError as error:
@@ -270,6 +276,8 @@ def _prepare(builder: Any) -> None:
             f"preparing {builder.info.full_name} needs the package {error.name}: pip install {error.name}"
         ) from error
     except Exception as error:  # a download, an archive or a disk may fail in many ways, each with its own exception
+        if Path(builder.data_dir).is_dir():  # where TFDS puts a whole set or nothing
+            return False
         raise UserError(
             f"the data set {builder.info.full_name} could not be prepared in {builder.data_dir} ({first_line(error)}): "
             "check the network, the space on the disk and the field data_dir"

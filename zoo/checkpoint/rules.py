@@ -29,6 +29,7 @@ class Layout(NamedTuple):
 
 SAME = Layout(lambda x: (x,), lambda x: x)
 TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
+ROW = Layout(lambda x: (x[None],), lambda x: x[0])
 # One bias of ours is the sum of their two.
 SPLIT_SUM = Layout(lambda x: (x, np.zeros_like(x)), lambda x, y: x + y)
 
@@ -110,6 +111,12 @@ def packed(ours: Iterable[str], theirs: str) -> tuple[Rule, ...]:
         for i, path in enumerate(ours)
         for rule in (Rule(f"{path}/kernel", f"{theirs}weight", TRANSPOSED), Rule(f"{path}/bias", f"{theirs}bias"))
     )
+
+
+def projections(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """The four of a MultiHeadAttention, by the names that they have in fairseq and in much of transformers."""
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    return tuple(rule for a, b in names.items() for rule in linear(f"{ours}/{a}", f"{theirs}.{b}"))
 
 
 def norm(ours: str, theirs: str) -> tuple[Rule, ...]:

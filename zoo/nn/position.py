@@ -37,6 +37,13 @@ def sines_then_cosines(position_BN: jax.Array, D: int, last: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle_BND), jnp.cos(angle_BND)], axis=-1)
 
 
+def table_of_sines_then_cosines(shape: tuple[int, int]) -> np.ndarray:
+    """The rows 0 ... N-1 of ``sines_then_cosines`` with ``last`` = D / 2, as published files hold them: (N, D) float32."""
+    N, D = shape
+    angle_ND = np.arange(N)[:, None] / 10_000 ** (2 * np.arange(D // 2) / D)
+    return np.concatenate([np.sin(angle_ND), np.cos(angle_ND)], axis=1).astype(np.float32)
+
+
 def relative_bucket(distance: jax.Array, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> jax.Array:
     """The bucket of each distance from a query to a key, int32 of the same shape (Raffel et al. 2020, section 2.1).
 
