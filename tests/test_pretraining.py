@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections import Counter
+from itertools import chain, pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 import zoo
 from train.__main__ import main
 from train.data import Batching, Example, Tokenized, eval_batches, train_batches
-from train.data.corrupt import IGNORED, infilling, masking, spans
-from train.data.spans import infill
+from train.data.corrupt import IGNORED, infilling, masking, sentence_ends, spans
+from train.data.spans import infill, permute_sentences
 from zoo.core import EOS
 from zoo.text import Tokenizer
 
@@ -107,6 +108,41 @@ def test_spans_are_of_poisson_lengths():
     gone = np.mean([~np.isin(np.arange(2, 302), tokens) for tokens in found], axis=0)
     assert np.abs(gone[5:-5] - 0.3).max() < 0.12
     assert np.abs(gone.reshape(10, 30).mean(axis=1) - 0.3).max() < 0.03
+
+
+@given(st.lists(st.integers(0, 5), max_size=9), st.sets(st.integers(0, 2)), st.integers(0, 2**31))
+def test_sentences_in_another_order(ids, ends, seed):
+    """Each sentence whole and once, the end tokens of one together; the same for the same seed."""
+    sentences: list[list[int]] = [[]]
+    for i, token in enumerate(ids):
+        sentences[-1].append(token)
+        if token in ends and i + 1 < len(ids) and ids[i + 1] not in ends:
+            sentences.append([])
+    moved = permute_sentences(ids, np.random.default_rng(seed), ends)
+    assert moved == permute_sentences(ids, np.random.default_rng(seed), ends)
+    assert tuple(moved) in {tuple(chain(*order)) for order in permutations(sentences)}
+
+
+def test_each_order_of_sentences_is_as_likely():
+    found = Counter(tuple(permute_sentences([5, 1, 6, 1, 7, 1], np.random.default_rng(i), {1})) for i in range(1200))
+    assert {order[::2] for order in found} == set(permutations([5, 6, 7]))
+    assert all(count == pytest.approx(200, abs=60) for count in found.values())
+
+
+def test_infilling_moves_sentences():
+    """Those of the tokenizer's marks, and not the tokens around the text; the target stays."""
+    tokenizer = Tokenizer.train("words", ["a b. c d? e f! g h.'' i"] * 3)
+    ids_N = np.array(tokenizer.encode("a b. c d? e f! g h.'' i"), np.int32)
+    assert {tokenizer.pieces([i])[0] for i in sentence_ends(tokenizer)} == {"b.", "d?", "f!", "h.''"}
+    found = [infilling(tokenizer)(ids_N, np.random.default_rng(seed)) for seed in range(50)]
+    assert all(target is ids_N and source[-1] == EOS for source, target in found)
+    first = {int(source[0]) for source, _ in found}
+    assert {tokenizer.encode(word)[0] for word in "acegi"} <= first
+    bart = zoo.load(Path(__file__).parent / "golden" / "bart").source_tokenizer
+    ids_N = np.array(bart.encode("One.Two.Six."), np.int32)
+    read = [infilling(bart)(ids_N, np.random.default_rng(seed))[0] for seed in range(20)]
+    assert all((row[0], row[-1]) == (ids_N[0], ids_N[-1]) for row in read)
+    assert len({int(row[1]) for row in read} - {bart.mask_id}) >= 3
 
 
 def test_the_end_is_never_taken():
