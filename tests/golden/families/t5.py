@@ -30,11 +30,7 @@ def piece_model(directory: Path, **options) -> None:
         normalization_rule_tsv=str(rules),
         hard_vocab_limit=False,
         minloglevel=2,
-        bos_id=-1,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        **options,
+        **{"bos_id": -1, "pad_id": 0, "eos_id": 1, "unk_id": 2, **options},
     )
     rules.unlink()
     (directory / "spiece.model").write_bytes(model.getvalue())
