@@ -161,19 +161,29 @@ def test_the_end_is_never_taken():
         spans(TOKENIZER)
 
 
-def test_an_encoder_decoder_learns_to_fill_in(tmp_path, capsys):
-    """By the BART config: a few words tell which line it was."""
+@pytest.mark.parametrize(("config", "most"), [("bart_denoise", 1.2), ("t5_spans", 1.6)])
+def test_an_encoder_decoder_learns_to_fill_in(config, most, tmp_path, capsys):
+    """By the configs of BART and T5: a few words tell which line it was."""
     file = tmp_path / "texts.txt"
     file.write_text("one red cat sat down\ntwo blue dogs ran off\nthree green birds flew by\n" * 60, encoding="utf-8")
+    sizes = {
+        "bart_denoise": {"model.max-len": 16, "model.encoder-d-ff": 32, "model.decoder-d-ff": 32},
+        "t5_spans": {"model.d-ff": 32, "model.d-kv": 8, "tokenizers.sentinels": 3, "optimizer.name": "adam"},
+    }
     options = {
         **{f"data.{split}": file for split in ("train", "validation", "test")},
-        **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, "model.max-len": 16},
-        **{f"model.{side}-{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 1), ("d-ff", 32))},
+        **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, **sizes[config]},
+        **{f"model.{side}-layers": 1 for side in ("encoder", "decoder")},
         **{"batching.max-source-len": 16, "batching.max-target-len": 16},
         **{"batching.tokens": 512, "batching.buckets": 1, "optimizer.learning-rate": 1e-2, "optimizer.warmup-steps": 10},
         **{"training.steps": 60, "training.eval-every": 60, "parallel.devices": 1},
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    assert main(["configs/bart_denoise.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
+    assert main([f"configs/{config}.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert result["test/perplexity"] < 1.2
+    assert result["test/perplexity"] < most
+    if config == "t5_spans":
+        assert len(zoo.load(tmp_path / "run").target_tokenizer.sentinels) == 3
+        other = ["--workdir", str(tmp_path / "other"), *given, "--tokenizers.sentinels", "0"]
+        assert main([f"configs/{config}.py", *other]) == 2
+        assert "tokenizers.sentinels is 0" in capsys.readouterr().err

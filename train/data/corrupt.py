@@ -43,11 +43,12 @@ def spans(tokenizer: Any) -> Corrupt:
 
     Raises UserError for a tokenizer without sentinels.
     """
-    ids, sentinels = getattr(tokenizer, "ids", {}), []
-    while f"<extra_id_{len(sentinels)}>" in ids:
-        sentinels.append(ids[f"<extra_id_{len(sentinels)}>"])
+    sentinels = tokenizer.sentinels
     if not sentinels:
-        raise UserError('corruption is "spans", but the tokenizer has no <extra_id_0>: start from a T5 with init_from')
+        raise UserError(
+            'corruption is "spans", but the tokenizer has no <extra_id_0>: start from a T5 with init_from, or set '
+            "tokenizers.sentinels, such as 100, where one is learned"
+        )
 
     def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         text_N, end_N = without_end(ids_N, tokenizer)
