@@ -120,6 +120,14 @@ def test_an_xlm_roberta_is_read_and_written(tmp_path):
     assert {name: x.tobytes() for name, x in ours.items()} == {name: x.tobytes() for name, x in theirs.items()}
 
 
+def test_a_mask_that_no_settings_name():
+    """RoBERTa's first files have a tokenizer.json and a tokenizer_config.json that says next to nothing."""
+    for name, mask in {"roberta_mlm": "<mask>", "bert_mlm": "[MASK]"}.items():
+        files = {"tokenizer.json": (GOLDEN / name / "tokenizer.json").read_bytes()}
+        tokenizer = KINDS["fast"](files, "source", 500, 2)
+        assert tokenizer.pieces([tokenizer.mask_id]) == [mask]
+
+
 def test_blenderbots_words():
     tokenizer = tokenizer_of("blenderbot_small")
     assert tokenizer.encode("__start__ THE, the") == [
