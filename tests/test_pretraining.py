@@ -17,6 +17,7 @@ from train.__main__ import main
 from train.data import Batching, Example, Tokenized, eval_batches, train_batches
 from train.data.corrupt import IGNORED, infilling, masking, sentence_ends, spans
 from train.data.spans import infill, permute_sentences
+from train.experiment import check_same
 from zoo.core import EOS
 from zoo.text import Tokenizer
 
@@ -187,3 +188,12 @@ def test_an_encoder_decoder_learns_to_fill_in(config, most, tmp_path, capsys):
         other = ["--workdir", str(tmp_path / "other"), *given, "--tokenizers.sentinels", "0"]
         assert main([f"configs/{config}.py", *other]) == 2
         assert "tokenizers.sentinels is 0" in capsys.readouterr().err
+
+
+def test_a_run_that_is_older_than_a_field_goes_on():
+    """Where the field is off; not where it changes what is learned."""
+    now = {"tokenizers": {"source": "bpe", "sentinels": 0}}
+    check_same({"tokenizers": {"source": "bpe"}}, now, "runs/old")
+    now["tokenizers"]["sentinels"] = 100
+    with pytest.raises(zoo.UserError, match=r"tokenizers\.sentinels was None and is 100"):
+        check_same({"tokenizers": {"source": "bpe"}}, now, "runs/old")
