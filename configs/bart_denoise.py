@@ -1,6 +1,7 @@
 """BART on your own plain text, a text a line: a text with spans taken away is to be written whole. Then fine-tune it.
 
-Paper     Lewis et al. 2020, a small model: text infilling, drawn anew each epoch, without the permutation of sentences.
+Paper     Lewis et al. 2020, a small model: text infilling and sentences in another order, drawn anew each epoch. A text of one
+          sentence keeps its order: give several in a line.
 Command   python -m train configs/bart_denoise.py --workdir runs/bart --data.train texts.txt
           5 % of the lines are kept for validation, 5 % for the test. Then
           python -m train configs/bart_tsv.py --workdir runs/mine --init-from runs/bart --data.train pairs.tsv

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import warnings
 
-# What CTranslate2 is asked for: it has no Blenderbot, and of the tiny BARTs, whose vocabularies are filled up, makes no model.
-CONVERTED = ("marian", "m2m_100", "t5", "mt5", "pegasus")
+# What CTranslate2 is asked for: it has no Blenderbot.
+CONVERTED = ("bart", "mbart", "marian", "m2m_100", "t5", "mt5", "pegasus")
 
 
 def main(directory: str, texts: list[str]) -> dict:
@@ -85,13 +85,16 @@ def by_ctranslate2(directory: str, tokenizer, model, texts: list[str]) -> list[s
         translator, settings = ctranslate2.Translator(out, inter_threads=1, intra_threads=1), model.generation_config
         source = [tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) for text in texts]
         first = settings.forced_bos_token_id
+        if type(tokenizer).__name__ == "MBartTokenizer":  # whose decoder reads a language first, which is not its own to know
+            first = model.config.decoder_start_token_id
         prefix = None if first is None else [[tokenizer.convert_ids_to_tokens(first)]] * len(texts)
         results = translator.translate_batch(
             source,
             prefix,
             beam_size=1,
             max_decoding_length=settings.max_length - 1,
-            min_decoding_length=0,
+            min_decoding_length=max((settings.min_length or 0) - 1, 0),
+            no_repeat_ngram_size=settings.no_repeat_ngram_size or 0,
             max_input_length=0,
         )
     ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]

@@ -69,3 +69,8 @@ def strings(count: int = 5000, seed: int = 0) -> list[str]:
     while len(made) < count:
         made.append("".join(part() for _ in range(1 + int(draw.random() ** 2 * 12))))
     return made[:count]
+
+
+def plain(text: str) -> str:
+    """The text without spaces that not all make the same of: other than one between words, and before what may be a token."""
+    return " ".join(text.replace("▁", " ").replace("\u200b", " ").split()).replace(" <", "<")

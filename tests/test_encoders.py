@@ -47,7 +47,7 @@ def test_every_architecture_has_a_golden_directory():
     from zoo.bert import HUGGINGFACE
 
     named = {case_of(name).predictor.origin["architecture"] for name in CASES}
-    assert set(HUGGINGFACE) == named
+    assert {name for name in HUGGINGFACE if not name.startswith("XLM")} == named  # these are RoBERTa's (test_pieces.py)
 
 
 @each_case

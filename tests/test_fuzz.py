@@ -50,17 +50,22 @@ def attempt(call: Callable, *arguments, **keywords):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(corpus=st.lists(texts, max_size=6), lowercase=st.booleans(), size=st.none() | st.integers(-1, 40) | st.just(10**30))
-def test_any_text_trains_a_tokenizer_that_is_read_back(kind, corpus, lowercase, size):
-    tokenizer = attempt(Tokenizer.train, kind, corpus, size, lowercase=lowercase)
+@given(
+    corpus=st.lists(texts, max_size=6),
+    lowercase=st.booleans(),
+    size=st.none() | st.integers(-1, 40) | st.just(10**30),
+    sentinels=st.sampled_from([0, 0, 2, -1]),
+)
+def test_any_text_trains_a_tokenizer_that_is_read_back(kind, corpus, lowercase, size, sentinels):
+    tokenizer = attempt(Tokenizer.train, kind, corpus, size, lowercase=lowercase, sentinels=sentinels)
     assume(tokenizer)
     loaded = Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())), "file")
-    assert (loaded.kind, loaded.vocab_size) == (kind, tokenizer.vocab_size)
+    assert (loaded.kind, loaded.vocab_size, len(loaded.sentinels)) == (kind, tokenizer.vocab_size, sentinels)
     for text in [*corpus, "", ODD]:
         ids = tokenizer.encode(text)
         assert ids == loaded.encode(text)
         assert ids[-1] == EOS
-        assert 0 <= min(ids) <= max(ids) < tokenizer.vocab_size
+        assert 0 <= min(ids) <= max(ids) < tokenizer.vocab_size - sentinels
         assert tokenizer.decode(ids) == loaded.decode(ids)
 
 
@@ -93,7 +98,7 @@ def changed(tree, path, value):
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_value_anywhere_in_a_tokenizer_file(kind):
     """The library panics, aborts the process or takes all memory over some of these, were they given to it."""
-    good = Tokenizer.train(kind, ["ab ba abba", "a é <x"])
+    good = Tokenizer.train(kind, ["ab ba abba", "a é <x"], sentinels=1)
     file = good.to_json()
     refused = 0
     for path in places(file):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections import Counter
+from itertools import chain, pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 import zoo
 from train.__main__ import main
 from train.data import Batching, Example, Tokenized, eval_batches, train_batches
-from train.data.corrupt import IGNORED, infilling, masking, spans
-from train.data.spans import infill
+from train.data.corrupt import IGNORED, infilling, masking, sentence_ends, spans
+from train.data.spans import infill, permute_sentences
+from train.experiment import check_same
 from zoo.core import EOS
 from zoo.text import Tokenizer
 
@@ -109,6 +111,41 @@ def test_spans_are_of_poisson_lengths():
     assert np.abs(gone.reshape(10, 30).mean(axis=1) - 0.3).max() < 0.03
 
 
+@given(st.lists(st.integers(0, 5), max_size=9), st.sets(st.integers(0, 2)), st.integers(0, 2**31))
+def test_sentences_in_another_order(ids, ends, seed):
+    """Each sentence whole and once, the end tokens of one together; the same for the same seed."""
+    sentences: list[list[int]] = [[]]
+    for i, token in enumerate(ids):
+        sentences[-1].append(token)
+        if token in ends and i + 1 < len(ids) and ids[i + 1] not in ends:
+            sentences.append([])
+    moved = permute_sentences(ids, np.random.default_rng(seed), ends)
+    assert moved == permute_sentences(ids, np.random.default_rng(seed), ends)
+    assert tuple(moved) in {tuple(chain(*order)) for order in permutations(sentences)}
+
+
+def test_each_order_of_sentences_is_as_likely():
+    found = Counter(tuple(permute_sentences([5, 1, 6, 1, 7, 1], np.random.default_rng(i), {1})) for i in range(1200))
+    assert {order[::2] for order in found} == set(permutations([5, 6, 7]))
+    assert all(count == pytest.approx(200, abs=60) for count in found.values())
+
+
+def test_infilling_moves_sentences():
+    """Those of the tokenizer's marks, and not the tokens around the text; the target stays."""
+    tokenizer = Tokenizer.train("words", ["a b. c d? e f! g h.'' i"] * 3)
+    ids_N = np.array(tokenizer.encode("a b. c d? e f! g h.'' i"), np.int32)
+    assert {tokenizer.pieces([i])[0] for i in sentence_ends(tokenizer)} == {"b.", "d?", "f!", "h.''"}
+    found = [infilling(tokenizer)(ids_N, np.random.default_rng(seed)) for seed in range(50)]
+    assert all(target is ids_N and source[-1] == EOS for source, target in found)
+    first = {int(source[0]) for source, _ in found}
+    assert {tokenizer.encode(word)[0] for word in "acegi"} <= first
+    bart = zoo.load(Path(__file__).parent / "golden" / "bart").source_tokenizer
+    ids_N = np.array(bart.encode("One.Two.Six."), np.int32)
+    read = [infilling(bart)(ids_N, np.random.default_rng(seed))[0] for seed in range(20)]
+    assert all((row[0], row[-1]) == (ids_N[0], ids_N[-1]) for row in read)
+    assert len({int(row[1]) for row in read} - {bart.mask_id}) >= 3
+
+
 def test_the_end_is_never_taken():
     ids_N = np.array([4, 5, 6, 7, 8, 9, 10, 11, 12, EOS], np.int32)
     source, target = infilling(TOKENIZER)(ids_N, np.random.default_rng(0))
@@ -125,19 +162,38 @@ def test_the_end_is_never_taken():
         spans(TOKENIZER)
 
 
-def test_an_encoder_decoder_learns_to_fill_in(tmp_path, capsys):
-    """By the BART config: a few words tell which line it was."""
+@pytest.mark.parametrize(("config", "most"), [("bart_denoise", 1.2), ("t5_spans", 1.6)])
+def test_an_encoder_decoder_learns_to_fill_in(config, most, tmp_path, capsys):
+    """By the configs of BART and T5: a few words tell which line it was."""
     file = tmp_path / "texts.txt"
     file.write_text("one red cat sat down\ntwo blue dogs ran off\nthree green birds flew by\n" * 60, encoding="utf-8")
+    sizes = {
+        "bart_denoise": {"model.max-len": 16, "model.encoder-d-ff": 32, "model.decoder-d-ff": 32},
+        "t5_spans": {"model.d-ff": 32, "model.d-kv": 8, "tokenizers.sentinels": 3, "optimizer.name": "adam"},
+    }
     options = {
         **{f"data.{split}": file for split in ("train", "validation", "test")},
-        **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, "model.max-len": 16},
-        **{f"model.{side}-{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 1), ("d-ff", 32))},
+        **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, **sizes[config]},
+        **{f"model.{side}-layers": 1 for side in ("encoder", "decoder")},
         **{"batching.max-source-len": 16, "batching.max-target-len": 16},
         **{"batching.tokens": 512, "batching.buckets": 1, "optimizer.learning-rate": 1e-2, "optimizer.warmup-steps": 10},
         **{"training.steps": 60, "training.eval-every": 60, "parallel.devices": 1},
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    assert main(["configs/bart_denoise.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
+    assert main([f"configs/{config}.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert result["test/perplexity"] < 1.2
+    assert result["test/perplexity"] < most
+    if config == "t5_spans":
+        assert len(zoo.load(tmp_path / "run").target_tokenizer.sentinels) == 3
+        other = ["--workdir", str(tmp_path / "other"), *given, "--tokenizers.sentinels", "0"]
+        assert main([f"configs/{config}.py", *other]) == 2
+        assert "tokenizers.sentinels is 0" in capsys.readouterr().err
+
+
+def test_a_run_that_is_older_than_a_field_goes_on():
+    """Where the field is off; not where it changes what is learned."""
+    now = {"tokenizers": {"source": "bpe", "sentinels": 0}}
+    check_same({"tokenizers": {"source": "bpe"}}, now, "runs/old")
+    now["tokenizers"]["sentinels"] = 100
+    with pytest.raises(zoo.UserError, match=r"tokenizers\.sentinels was None and is 100"):
+        check_same({"tokenizers": {"source": "bpe"}}, now, "runs/old")

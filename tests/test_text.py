@@ -131,6 +131,35 @@ def test_training_is_the_same_in_another_process(tokenizers, tmp_path):
         assert (tmp_path / kind).read_text() == (tmp_path / "here").read_text(), kind
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_sentinels_are_the_last_tokens_and_in_no_text(kind, lowercase, tmp_path):
+    """Also of a text that spells one; what else is learned is learned without them alike."""
+    texts = [*CORPUS, "<extra_id_0> fox <extra_id_12>"]
+    trained = Tokenizer.train(kind, texts, vocab_size=120, sentinels=3, lowercase=lowercase)
+    trained.save(tmp_path / "tokenizer.json")
+    for tokenizer in (trained, Tokenizer.load(tmp_path / "tokenizer.json")):
+        assert tokenizer.kind == kind
+        first, size = tokenizer.sentinels[0], tokenizer.vocab_size
+        assert (list(tokenizer.sentinels), size <= 123) == ([size - 3, size - 2, size - 1], True)
+        assert tokenizer.pieces(tokenizer.sentinels) == ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
+        ids = tokenizer.encode("fox <extra_id_1>")
+        assert max(ids) < first
+        assert tokenizer.decode([first, *ids[:-1], first + 2, EOS]) == tokenizer.decode(ids)
+        assert kind == "words" or tokenizer.decode(ids) == "fox <extra_id_1>"
+    assert len(Tokenizer.train(kind, CORPUS).sentinels) == 0
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = file["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab["<extra_id_9>"] = vocab.pop("<extra_id_1>")
+    else:
+        vocab[-2][0] = "<extra_id_9>"
+    with pytest.raises(UserError, match="its sentinels are not the last tokens"):
+        Tokenizer.from_json(file, "here")
+    with pytest.raises(UserError, match="-1 sentinels cannot be meant"):
+        Tokenizer.train(kind, CORPUS, sentinels=-1)
+
+
 @pytest.mark.parametrize("bad", [-1, 10_000])
 def test_ids_out_of_range_are_refused(tokenizers, bad):
     with pytest.raises(UserError, match=f"token id {bad} .* vocabulary of"):

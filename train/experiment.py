@@ -32,6 +32,7 @@ class Tokenizers:
       vocab_size: most tokens of a vocabulary; 0: all characters or words, 8,000 subwords.
       min_count: leave out characters, words and merges seen less often.
       lowercase: make all text lower case.
+      sentinels: tokens beyond vocab_size for the spans that the corruption "spans" takes away; T5 has 100.
     """
 
     source: Kind = "bpe"
@@ -40,6 +41,7 @@ class Tokenizers:
     vocab_size: int = 0
     min_count: int = 1
     lowercase: bool = False
+    sentinels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,8 @@ class Experiment:
         (character error rate), "language" (perplexity: outputs are drawn as samples alone), "classify" (accuracy, F1, area
         under the ROC curve) or "vectors" (the loss of telling words from noise).
       corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
-        "mask" for masked language models, "infill" (BART) and "spans" (T5, by its tokenizer's sentinels) for encoder-decoders.
+        "mask" for masked language models, "infill" (BART) and "spans" (T5, by its tokenizer's sentinels or those that
+        ``tokenizers`` asks for) for encoder-decoders.
       seed: of the initial parameters, the order of the examples, corruption and dropout.
     """
 
@@ -159,6 +162,7 @@ MOST = 2**31 - 1  # of what is counted in int32
 BOUNDS = {
     "tokenizers.vocab_size": (0, 2**24),
     "tokenizers.min_count": (1, MOST),
+    "tokenizers.sentinels": (0, 10_000),
     "batching.tokens": (1, 2**26),
     "batching.max_source_len": (0, 2**20),
     "batching.max_target_len": (1, 2**20),
@@ -233,6 +237,10 @@ def check(experiment: Experiment) -> None:
         raise UserError(f'corruption is "{experiment.corruption}": "mask" is for masked language models, and no other is')
     if experiment.corruption in ("spans", "infill") and experiment.model.decoder_only:
         raise UserError(f'corruption is "{experiment.corruption}", which wants an encoder: set it to "none"')
+    if experiment.corruption == "spans" and not (experiment.tokenizers.sentinels or experiment.init_from):
+        raise UserError(
+            'corruption is "spans", for which tokenizers.sentinels is 0: set it, such as to T5\'s 100, or init_from to a T5'
+        )
     if experiment.model.wants_labels != (experiment.task == "classify"):
         raise UserError(
             f"task is {experiment.task!r}, which the model does not do: classify is for models of labels, and no other is"
@@ -306,6 +314,8 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     saved, now = flat(saved), flat(now)
     for name in sorted(saved.keys() | now.keys()):
         if name.partition(".")[0] in FREE and name != LEARNED:
+            continue
+        if name not in saved and not now[name]:  # a field that is newer than the run, and off
             continue
         if saved.get(name) != now.get(name):
             raise UserError(

@@ -63,9 +63,8 @@ class Prepared:
         wanted = config.tokenizers
         sample = evaluate.spread(self.train_examples, TOKENIZER_TEXTS)
         sources, targets = [e.source for e in sample], [e.target for e in sample]
-        learn: Callable = partial(
-            Tokenizer.train, vocab_size=wanted.vocab_size or None, min_count=wanted.min_count, lowercase=wanted.lowercase
-        )
+        options = {name: getattr(wanted, name) for name in ("min_count", "lowercase", "sentinels")}
+        learn: Callable = partial(Tokenizer.train, vocab_size=wanted.vocab_size or None, **options)
         if wanted.shared:
             shared = learn(wanted.source, [*sources, *targets])
             return shared, shared

@@ -1,7 +1,8 @@
 """BERT, RoBERTa and DistilBERT: encoders that are published with their weights, pre-trained to fill in masked words.
 
 Devlin et al. 2019 (arXiv:1810.04805); Liu et al. 2019 (arXiv:1907.11692); Sanh et al. 2019 (arXiv:1910.01108). Sentence
-encoders of the same layout, such as MiniLM (Wang et al. 2020), are read as ``BertModel``. Each is the encoder of a Transformer
+encoders of the same layout, such as MiniLM (Wang et al. 2020), are read as ``BertModel``, and XLM-R (Conneau et al. 2020,
+arXiv:1911.02116) is RoBERTa with another tokenizer. Each is the encoder of a Transformer
 (Vaswani et al. 2017) that normalises after each sublayer's sum and once more after the embeddings. They differ in
 
                         BERT                         RoBERTa                      DistilBERT
@@ -415,7 +416,7 @@ def _write(layout: Layout, config: BertConfig) -> dict[str, Any]:
     }
 
 
-def _architectures(layout: Layout, name: str) -> dict[str, Architecture]:
+def _architectures(layout: Layout, name: str, model_type: str = "") -> dict[str, Architecture]:
     heads: dict[str, Head] = {
         "Model": "none",
         "ForMaskedLM": "masked_lm",
@@ -424,12 +425,14 @@ def _architectures(layout: Layout, name: str) -> dict[str, Architecture]:
     }
     write: Callable = functools.partial(_write, layout)
     return {
-        name + ending: Architecture(layout, functools.partial(_read, layout, head), write) for ending, head in heads.items()
+        name + ending: Architecture(model_type or layout, functools.partial(_read, layout, head), write)
+        for ending, head in heads.items()
     }
 
 
 HUGGINGFACE = {
     **_architectures("bert", "Bert"),
     **_architectures("roberta", "Roberta"),
+    **_architectures("roberta", "XLMRoberta", "xlm-roberta"),
     **_architectures("distilbert", "DistilBert"),
 }

@@ -5,7 +5,9 @@ A ``Tokenizer`` is saved as one standard ``tokenizer.json``, from which everythi
 post-processor appends.
 
 Text that spells a special token ("</s>") is only text: the pre-tokenizer of every kind breaks it after its "<", so that no
-model can find it whole, and the library's search for special tokens in text is off.
+model can find it whole, and the library's search for special tokens in text is off. Sentinels, which stand for spans of a text
+that are taken away (``train.data.corrupt.spans``), are the last tokens of a vocabulary that was learned with some, and the same
+holds of them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,6 +30,8 @@ NO_LIMIT = 2**31
 LONGEST_WORD = 1000  # characters: the time that the library takes to learn subwords grows with the square of a word's length
 SPACE = "▁"  # what stands for a space inside BPE and Unigram tokens
 INSIDE_SPECIAL = "<(?=({})>)".format("|".join(token[1:-1] for token in SPECIAL_TOKENS))
+INSIDE_SENTINEL = INSIDE_SPECIAL.replace(")>)", r"|extra_id_\d+)>)")  # and so of the kinds with sentinels
+MOST_SENTINELS = 10_000
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: Python's strings may hold one, the library's may not
 
 
@@ -40,11 +45,14 @@ class Tokenizer:
 
     wrapping = frozenset({EOS})  # the ids that stand around every text
     mask_id = BOS  # what an encoder reads in the place of a missing token: its sources hold no other
+    sentinels: range  # the ids that stand for the first, second, ... span of a text that is taken away
 
     def __init__(self, backend: Any):
         """Args: backend: a ``tokenizers.Tokenizer`` that follows the conventions of this file, else UserError."""
         self._backend = backend
-        self.kind: Kind = _kind(backend)
+        self.kind: Kind
+        self.kind, has_sentinels = _kind(backend)
+        self.sentinels = _sentinels(self.tokens()) if has_sentinels else range(0)
         self._backend.encode_special_tokens = True  # "</s>" in a text is text; the file format does not keep this switch
 
     @classmethod
@@ -55,6 +63,7 @@ class Tokenizer:
         vocab_size: int | None = None,
         min_count: int = 1,
         lowercase: bool = False,
+        sentinels: int = 0,
     ) -> Tokenizer:
         """Learn a vocabulary. The same texts in the same order always give the same ids.
 
@@ -66,6 +75,7 @@ class Tokenizer:
             8,000 for BPE and Unigram. Characters and words get ids by falling count, then by text.
           min_count: leave out characters and words (for BPE: merges) seen less often. Unigram ignores it.
           lowercase: make text lower case before anything else.
+          sentinels: tokens beyond ``vocab_size`` for spans that are taken away; no text holds them.
 
         Raises:
           UserError: unknown kind, a vocabulary too small for anything or too large for ids, or texts without a single token.
@@ -79,11 +89,13 @@ class Tokenizer:
             )
         if not 0 <= min_count <= NO_LIMIT:
             raise UserError(f"a min_count of {min_count} cannot be meant: give 1 to keep everything")
-        backend, trainer = _untrained(kind, vocab_size, min_count, lowercase)
+        if not 0 <= sentinels <= MOST_SENTINELS:
+            raise UserError(f"{sentinels} sentinels cannot be meant: give 0 to {MOST_SENTINELS:,}, such as T5's 100")
+        backend, trainer = _untrained(kind, vocab_size, min_count, lowercase, sentinels > 0)
         _fit(backend, trainer, map(without_surrogates, texts))
         if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
             raise UserError(f"the texts hold no token to train a {kind!r} tokenizer on: give it text that is not empty")
-        return cls(backend)
+        return cls(_with_sentinels(backend, sentinels))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -147,7 +159,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids up to the first EOS, special tokens left out. Raises UserError for an id out of range."""
         ids = in_range(ids, self.vocab_size)
-        return self._backend.decode(ids[: ids.index(EOS)] if EOS in ids else ids, skip_special_tokens=True)
+        words = [i for i in (ids[: ids.index(EOS)] if EOS in ids else ids) if i not in self.sentinels]
+        return self._backend.decode(words, skip_special_tokens=True)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One printable label a token, for the axes of a plot: a space is "␣", a line feed "\\n"."""
@@ -181,14 +194,14 @@ def encoders(config: ModelConfig, source: Any, target: Any) -> tuple[Encoder, En
     return Encoder(both[0], source.vocab_size), Encoder(both[1], target.vocab_size)
 
 
-def _untrained(kind: Kind, vocab_size: int | None, min_count: int, lowercase: bool) -> tuple[Any, Any]:
+def _untrained(kind: Kind, vocab_size: int | None, min_count: int, lowercase: bool, sentinels: bool = False) -> tuple[Any, Any]:
     """A ``tokenizers.Tokenizer`` without a vocabulary and the trainer that will give it one."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     unk = SPECIAL_TOKENS[UNK]
     common = {"special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
     normalize = [normalizers.Lowercase()] if lowercase else []
-    break_special = pre_tokenizers.Split(Regex(INSIDE_SPECIAL), "isolated")
+    break_special = pre_tokenizers.Split(Regex(INSIDE_SENTINEL if sentinels else INSIDE_SPECIAL), "isolated")
     if kind in ("characters", "words"):
         backend = Tokenizer(models.WordLevel(unk_token=unk))
         one_character = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -226,6 +239,30 @@ def _fit(backend: Any, trainer: Any, texts: Iterator[str]) -> None:
     backend.post_processor = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
 
 
+def _with_sentinels(backend: Any, count: int) -> Any:
+    """The same with this many more tokens at the end of its vocabulary."""
+    import tokenizers
+
+    if not count:
+        return backend
+    file = json.loads(backend.to_str())
+    vocab, names = file["model"]["vocab"], [f"<extra_id_{i}>" for i in range(count)]
+    if isinstance(vocab, dict):
+        vocab |= {name: len(vocab) + i for i, name in enumerate(names)}
+    else:
+        vocab += [[name, 0.0] for name in names]
+    return tokenizers.Tokenizer.from_str(json.dumps(file))
+
+
+def _sentinels(tokens: list[str]) -> range:
+    """The ids of the sentinels, the last tokens of a vocabulary. Raises UserError if they are not."""
+    last = re.fullmatch(r"<extra_id_(\d{1,5})>", tokens[-1])
+    count = int(last[1]) + 1 if last else 0
+    if not count or tokens[-count:] != [f"<extra_id_{i}>" for i in range(count)]:
+        raise UserError("this is not a tokenizer of seq2seq-zoo: its sentinels are not the last tokens, so train one anew")
+    return range(len(tokens) - count, len(tokens))
+
+
 def _for_subwords(texts: Iterator[str], normalizer: Any, vocab_size: int) -> Iterator[str]:
     """The texts, with endless words broken; an error at their end if the characters, each a token, leave the library no room.
 
@@ -257,24 +294,23 @@ def _canonical(vocab: list) -> list[tuple[str, float]]:
     return [*map(tuple, specials), *sorted(learned, key=lambda entry: (-entry[1], entry[0]))]
 
 
-def _kind(backend: Any) -> Kind:
-    """Which kind a ``tokenizers.Tokenizer`` is; UserError if it is none of ours."""
+def _kind(backend: Any) -> tuple[Kind, bool]:
+    """Which kind a ``tokenizers.Tokenizer`` is, and whether it has sentinels; UserError if it is none of ours."""
     file = json.loads(backend.to_str())
-    kind = next((kind for kind, form in _forms() if form == _form(file)), None)
-    if kind is None or not _is_sound(file["model"]):
+    found = next((said for *said, form in _forms() if form == _form(file)), None)
+    if found is None or not _is_sound(file["model"]):
         raise UserError("this is not a tokenizer of seq2seq-zoo: train one with zoo.text.Tokenizer.train")
-    return kind
+    return tuple(found)
 
 
 @functools.cache
-def _forms() -> list[tuple[Kind, Any]]:
-    """What a file of each kind holds around its vocabulary, as this version of the library writes it."""
+def _forms() -> list[tuple[Kind, bool, Any]]:
+    """What a file of each kind, without and with sentinels, holds around its vocabulary in this version of the library."""
     forms = []
-    for kind in get_args(Kind):
-        for lowercase in (False, True):
-            backend, trainer = _untrained(kind, None, 1, lowercase)
-            _fit(backend, trainer, iter(["a"]))
-            forms.append((kind, _form(json.loads(backend.to_str()))))
+    for kind, lowercase, sentinels in product(get_args(Kind), (False, True), (False, True)):
+        backend, trainer = _untrained(kind, None, 1, lowercase, sentinels)
+        _fit(backend, trainer, iter(["a"]))
+        forms.append((kind, sentinels, _form(json.loads(backend.to_str()))))
     return forms
 
 
@@ -289,7 +325,7 @@ def _is_ours(file: Any) -> bool:
     """
     if not isinstance(file, dict) or not isinstance(file.get("model"), dict) or not _is_sound(file["model"]):
         return False
-    return any(_within(_form(file), form) for _, form in _forms())
+    return any(_within(_form(file), form) for *_, form in _forms())
 
 
 def _within(part: Any, whole: Any) -> bool:

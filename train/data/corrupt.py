@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from train.data.spans import corrupt_spans, infill
+from train.data.spans import corrupt_spans, infill, permute_sentences
 from zoo.core import Tokens, UserError, pad_tokens
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 IGNORED = -1
+# What ends a sentence, and what may follow in the same token.
+ENDING, CLOSING = (".", "?", "!", "\u3002", "\uff1f", "\uff01"), "\"')]»”\u2019」"
 
 
 def masking(tokenizer: Any, share: float = 0.15) -> Corrupt:
@@ -41,11 +43,12 @@ def spans(tokenizer: Any) -> Corrupt:
 
     Raises UserError for a tokenizer without sentinels.
     """
-    ids, sentinels = getattr(tokenizer, "ids", {}), []
-    while f"<extra_id_{len(sentinels)}>" in ids:
-        sentinels.append(ids[f"<extra_id_{len(sentinels)}>"])
+    sentinels = tokenizer.sentinels
     if not sentinels:
-        raise UserError('corruption is "spans", but the tokenizer has no <extra_id_0>: start from a T5 with init_from')
+        raise UserError(
+            'corruption is "spans", but the tokenizer has no <extra_id_0>: start from a T5 with init_from, or set '
+            "tokenizers.sentinels, such as 100, where one is learned"
+        )
 
     def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         text_N, end_N = without_end(ids_N, tokenizer)
@@ -56,15 +59,22 @@ def spans(tokenizer: Any) -> Corrupt:
 
 
 def infilling(tokenizer: Any) -> Corrupt:
-    """Spans become one mask each in the source, and the target is the whole text (``spans.infill``)."""
+    """BART's: the source's sentences in another order, spans of it one mask each; the target is the whole text as it was."""
+    ends = sentence_ends(tokenizer)
 
     def corrupt(ids_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         text_N, end_N = without_end(ids_N, tokenizer)
         before = sum(1 for i in itertools.takewhile(lambda i: i in tokenizer.wrapping, text_N.tolist()))
-        read = infill(text_N[before:].tolist(), rng, tokenizer.mask_id)
+        read = infill(permute_sentences(text_N[before:].tolist(), rng, ends), rng, tokenizer.mask_id)
         return np.array([*text_N[:before], *read, *end_N], np.int32), ids_N
 
     return corrupt
+
+
+def sentence_ends(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a sentence: with a full stop, question or exclamation mark last, or before a closing quote."""
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    return frozenset(number for number, piece in enumerate(pieces) if piece.rstrip(CLOSING).endswith(ENDING))
 
 
 def without_end(ids_N: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

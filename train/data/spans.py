@@ -1,8 +1,9 @@
-"""Spans of a text that are taken away: T5's (Raffel et al. 2020, section 3.1.4) and BART's (Lewis et al. 2020, section 2.2)."""
+"""What T5 (Raffel et al. 2020, section 3.1.4) and BART (Lewis et al. 2020, section 2.2) take away from a text, or move."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -102,3 +103,24 @@ def infill(
             found.append(ids[at])
             at += 1
     return found
+
+
+def permute_sentences(ids: Sequence[int], rng: np.random.Generator, ends: Collection[int]) -> list[int]:
+    """Sentence permutation (Lewis et al. 2020, section 2.2): the same sentences in any order, each as likely.
+
+    A sentence goes up to the last of the tokens in a row that end one; what follows the last of these is one more. The released
+    code too cuts by tokens, after full stops, but after the first of several.
+
+    Args:
+      ids: the tokens of a text.
+      ends: the tokens that end a sentence.
+
+    >>> permute_sentences([5, 6, 1, 7, 1, 1, 8], np.random.default_rng(5), ends={1})
+    [7, 1, 1, 8, 5, 6, 1]
+    """
+    is_end = [token in ends for token in ids]
+    cuts = [at + 1 for at, (end, next_end) in enumerate(pairwise(is_end)) if end and not next_end]
+    if not cuts:
+        return list(ids)
+    sentences = [list(ids[start:end]) for start, end in pairwise([0, *cuts, len(ids)])]
+    return [token for number in rng.permutation(len(sentences)) for token in sentences[number]]

@@ -101,7 +101,7 @@ def read_tokenizers(
 ) -> tuple[PretrainedTokenizer, PretrainedTokenizer | Labels]:
     """The tokenizers of source and target; for a classifier, the labels of its config.json."""
     files = read_files(directory)
-    kind = KINDS[kind_of(files, directory)]
+    kind = KINDS[kind_of(files, directory, str(data.get("model_type")))]
     source = kind(files, "source", config.source_vocab_size, config.end_id)
     if config.wants_labels:
         return source, Labels.from_config(data, str(directory / CONFIG))

@@ -7,6 +7,9 @@
     byt5             bytes: tokenizer_config.json says no more than that they are
     marian           source.spm, target.spm and vocab.json, by SentencePiece: pieces that have other ids in the model
     m2m_100          sentencepiece.bpe.model and vocab.json, and a token for each language beyond them
+    xlm_roberta mbart mbart50    sentencepiece.bpe.model alone; which of them, tokenizer_config.json or config.json says
+    pegasus          spiece.model, where these say so
+    blenderbot_small vocab.json and merges.txt, where these say so
 
 Unlike ours, these find special tokens that are spelled out in a text ("</s>"), as the reference does. A tokenizer keeps
 the files that it was made from, so that nothing in them is lost when the model is saved.
@@ -22,9 +25,11 @@ from typing import Any
 from zoo.core import UserError
 from zoo.labels import Labels
 from zoo.pretrained_text.base import BINARY, PretrainedTokenizer
+from zoo.pretrained_text.blenderbot_small import BlenderbotSmallTokenizer
 from zoo.pretrained_text.byte_level import ByteLevelTokenizer
 from zoo.pretrained_text.fast import FastTokenizer
 from zoo.pretrained_text.pieces import M2M100Tokenizer, MarianTokenizer
+from zoo.pretrained_text.shifted import KINDS_OF_CLASSES, shifted_kind
 from zoo.pretrained_text.t5 import ByT5Tokenizer, T5Tokenizer
 from zoo.pretrained_text.word_piece import WordPieceTokenizer
 from zoo.text import Tokenizer
@@ -37,7 +42,7 @@ FILES = (
 )
 CLASSES = (
     *(FastTokenizer, ByteLevelTokenizer, WordPieceTokenizer, T5Tokenizer, ByT5Tokenizer),
-    *(MarianTokenizer, M2M100Tokenizer),
+    *(MarianTokenizer, M2M100Tokenizer, BlenderbotSmallTokenizer, *KINDS_OF_CLASSES.values()),
 )
 KINDS = {cls.kind: cls for cls in CLASSES}
 
@@ -53,8 +58,10 @@ def read_files(directory: Path) -> dict[str, bytes]:
     return files
 
 
-def kind_of(files: dict[str, bytes], where: Path | str) -> str:
-    """Which kind the files are. Raises UserError if they are none of them."""
+def kind_of(files: dict[str, bytes], where: Path | str, model_type: str = "") -> str:
+    """Which kind the files are; ``model_type`` is config.json's. Raises UserError if they are none of them."""
+    name = class_name(files)
+    short = name.removesuffix("Fast").removesuffix("Tokenizer")
     if "tokenizer.json" in files:
         return "fast"
     if {"source.spm", "target.spm", "vocab.json"} <= set(files):
@@ -62,17 +69,25 @@ def kind_of(files: dict[str, bytes], where: Path | str) -> str:
     if {"sentencepiece.bpe.model", "vocab.json"} <= set(files):
         return "m2m_100"
     if {"vocab.json", "merges.txt"} <= set(files):
-        return "byte_level"
+        return "blenderbot_small" if (short or model_type) in ("BlenderbotSmall", "blenderbot-small") else "byte_level"
     if "vocab.txt" in files:
         return "word_piece"
-    name = class_name(files)
-    if "spiece.model" in files and name.removesuffix("Fast") in ("", "T5Tokenizer", "MT5Tokenizer"):
+    shifted = shifted_kind(short, model_type)
+    if shifted is not None and shifted.file in files:
+        return shifted.kind
+    if "spiece.model" in files and short in ("", "T5", "MT5"):
         return "t5"
     if name == "ByT5Tokenizer":
         return "byt5"
+    if "sentencepiece.bpe.model" in files:
+        raise UserError(
+            f"tokenizer_class in {where}/tokenizer_config.json is {name!r}, but sentencepiece.bpe.model is read "
+            f"for {', '.join(KINDS_OF_CLASSES)}: save a tokenizer.json beside it"
+        )
     raise UserError(
-        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.txt, or vocab.json with "
-        f"merges.txt or with source.spm and target.spm; there is {', '.join(files) or 'none of its files'}"
+        f"{where} holds no tokenizer that this zoo reads: tokenizer.json is wanted, or vocab.txt, spiece.model, "
+        "sentencepiece.bpe.model, or vocab.json with merges.txt or with source.spm and target.spm; there is "
+        f"{', '.join(files) or 'none of its files'}"
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import copy
 import json
 from collections.abc import Iterable
-from itertools import product
+from itertools import count, product, takewhile
 from typing import Any, ClassVar
 
 from zoo.core import UserError
@@ -81,6 +81,11 @@ class PretrainedTokenizer:
     def language_token(self, code: str) -> str:
         """How the vocabulary spells a language."""
         return code
+
+    @property
+    def sentinels(self) -> list[int]:
+        """The ids that stand for the first, second, ... span of a text that is taken away: T5's."""
+        return [self.ids[name] for name in takewhile(self.ids.__contains__, map("<extra_id_{}>".format, count()))]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``."""

@@ -39,7 +39,7 @@ class ByteLevelTokenizer(FastTokenizer):
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers
 
-        vocabulary, merges = self.vocabulary("vocab.json"), self.merges("merges.txt")
+        vocabulary, merges = self.vocabulary("vocab.json"), merges_of(self.files, "merges.txt")
         style = self.style(vocabulary)
         space = self.settings.get("add_prefix_space")
         space = space if isinstance(space, bool) else style.prefix_space
@@ -66,17 +66,6 @@ class ByteLevelTokenizer(FastTokenizer):
                 f"save that file beside it, or use one of {', '.join(STYLES)}"
             )
         return STYLES[short]
-
-    def merges(self, name: str) -> list[tuple[str, str]]:
-        """The pairs of merges.txt, one a line, after a line that says the version."""
-        if name not in self.files:
-            raise UserError(f"the tokenizer lacks {name}: fetch the model again")
-        lines = (line.rstrip("\r") for line in self.files[name].decode("utf-8").split("\n"))
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        for number, pair in enumerate(pairs, 1):
-            if len(pair) != 2:
-                raise UserError(f"merge {number} of the tokenizer's {name} is no pair of tokens: fetch the model again")
-        return pairs
 
     def special_tokens(self, style: Style) -> dict[str, dict]:
         """Special token -> its text as "content", and how it is found; special_tokens_map.json goes first."""
@@ -124,6 +113,18 @@ class ByteLevelTokenizer(FastTokenizer):
         parts = {"bos_token": [], "eos_token": []} | {name: [special[name]["content"]] for name in names}
         template = [*parts["bos_token"], "$A", *parts["eos_token"]]
         return processors.TemplateProcessing(single=template, special_tokens=[pair(name) for name in names])
+
+
+def merges_of(files: dict[str, bytes], name: str) -> list[tuple[str, str]]:
+    """The pairs of merges.txt, one a line, after a line that says the version. Raises UserError if it is missing or other."""
+    if name not in files:
+        raise UserError(f"the tokenizer lacks {name}: fetch the model again")
+    lines = (line.rstrip("\r") for line in files[name].decode("utf-8").split("\n"))
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise UserError(f"merge {number} of the tokenizer's {name} is no pair of tokens: fetch the model again")
+    return pairs
 
 
 def as_token(value: str | dict) -> dict:

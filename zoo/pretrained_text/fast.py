@@ -47,7 +47,7 @@ class FastTokenizer(PretrainedTokenizer):
     @property
     def mask_id(self) -> int:
         """The token that stands for a missing one. Raises UserError if there is none."""
-        token = self.special("mask_token", "[MASK]")
+        token = self.special("mask_token", "[MASK]" if "[MASK]" in self.ids else "<mask>")
         if token not in self.ids:
             raise UserError(f"the tokenizer has no {token}, which a masked language model wants: fetch the model again")
         return self.ids[token]

@@ -24,7 +24,10 @@ class PieceTokenizer(PretrainedTokenizer):
     Attributes:
       splitter: finds special tokens in a text.
       reader, writer: the SentencePiece models that cut a text and that join pieces.
+      unknown: the token for what the table does not have, where the files say nothing.
     """
+
+    unknown = "<unk>"
 
     def split_at(self, special: Iterable[str]) -> None:
         """Set what ``encode`` looks for, longest first, and what ``text`` leaves out."""
@@ -38,7 +41,7 @@ class PieceTokenizer(PretrainedTokenizer):
 
     def numbers(self, text: str) -> list[int]:
         """The ids of a text without any token around it."""
-        unknown, found = self.ids[self.special("unk_token", "<unk>")], []
+        unknown, found = self.ids[self.special("unk_token", self.unknown)], []
         for part in self.splitter.split(without_surrogates(text)):
             if part:
                 found += [part] if part in self.special_tokens else self.cut(part)

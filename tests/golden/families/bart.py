@@ -68,12 +68,12 @@ def byte_level(kind: str, special=("<s>", "<pad>", "</s>", "<unk>"), size: int =
 
 
 def bart(directory: Path) -> None:
-    """With the generation settings of the summaries' checkpoint."""
+    """With the generation settings of the summaries' checkpoint; CTranslate2 wants as many entries as tokens."""
     generation = {
         **{"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 3, "min_length": 6},
         **{"length_penalty": 2.0, "early_stopping": True},
     }
-    case(directory, "Bart", byte_level("Bart"), IDS, {"scale_embedding": False, **wiring(False, True)}, generation)
+    case(directory, "Bart", byte_level("Bart"), IDS, {"scale_embedding": False, **wiring(False, True)}, generation, extra=0)
 
 
 def pieces(rule: str, size: int = 230) -> tuple[list[tuple[str, float]], bytes]:
@@ -114,7 +114,8 @@ def mbart50(directory: Path) -> None:
     from transformers import MBart50Tokenizer
     from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as CODES
 
-    tokenizer = MBart50Tokenizer(vocab=mbart_vocabulary(CODES), src_lang="de_DE", tgt_lang="fr_XX")
+    # As the published files, this says what the beginning of a text is: CTranslate2 wants to know.
+    tokenizer = MBart50Tokenizer(vocab=mbart_vocabulary(CODES), src_lang="de_DE", tgt_lang="fr_XX", **{"bos_token": "<s>"})
     generation = {
         **{"forced_bos_token_id": tokenizer.convert_tokens_to_ids("fr_XX"), "early_stopping": True, "forced_eos_token_id": 2},
         **{"num_beams": 5},

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from strings import SENTENCES, strings
+from strings import SENTENCES, plain, strings  # noqa: F401
 
 LENGTHS, TARGET_LENGTHS = (9, 1, 6, 4), (5, 7, 1, 3)
 

@@ -30,11 +30,7 @@ def piece_model(directory: Path, **options) -> None:
         normalization_rule_tsv=str(rules),
         hard_vocab_limit=False,
         minloglevel=2,
-        bos_id=-1,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        **options,
+        **{"bos_id": -1, "pad_id": 0, "eos_id": 1, "unk_id": 2, **options},
     )
     rules.unlink()
     (directory / "spiece.model").write_bytes(model.getvalue())
@@ -67,13 +63,13 @@ def build(config, untied: bool, avoid: set[int]):
     return model
 
 
-def case(directory: Path, model, tokenizer, vocab: int, avoid: set[int]) -> None:
+def case(directory: Path, model, tokenizer, vocab: int, avoid: set[int], sides: dict | None = None) -> None:
     layers = {
         f"{side}_{i}": lambda model, side=side, i=i: getattr(model, side).block[i]
         for side in ("encoder", "decoder")
         for i in range(len(getattr(model, side).block))
     }
-    arrays = seq2seq(model, layers, avoid) | search_case(model, tokenizer) | tokens_case(tokenizer, vocab)
+    arrays = seq2seq(model, layers, avoid) | search_case(model, tokenizer) | tokens_case(tokenizer, vocab, sides)
     for row in arrays["out:beam"]:  # which transformers fills up with the end token where the padding's id is 0
         row[(row == model.config.eos_token_id).cumsum(0) > 1] = model.config.pad_token_id
     write(directory, model, tokenizer, arrays)
@@ -172,4 +168,28 @@ def byt5(directory: Path) -> None:
     case(directory, build(config, True, avoid), ByT5Tokenizer(), 384, avoid)
 
 
-CASES = {"t5": t5, "t5_v1_1": t5_v1_1, "mt5": mt5, "byt5": byt5}
+def codet5(directory: Path) -> None:
+    """v1.0 with RoBERTa's byte-level BPE, as CodeT5 has it, whose files are older than tokenizer.json; one layer is enough."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoTokenizer, T5Config
+
+    with tempfile.TemporaryDirectory() as name:
+        files, trained = Path(name), ByteLevelBPETokenizer()
+        special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+        trained.train_from_iterator(
+            SENTENCES * 20, vocab_size=330, min_frequency=2, special_tokens=special, show_progress=False
+        )
+        trained.save_model(str(files))
+        extra = [f"<extra_id_{i}>" for i in range(9, -1, -1)]
+        settings = {"tokenizer_class": "RobertaTokenizer", "additional_special_tokens": extra, "model_max_length": 512}
+        (files / "tokenizer_config.json").write_text(json.dumps(settings))
+        (files / "config.json").write_text(json.dumps({"model_type": "t5"}))
+        tokenizer = AutoTokenizer.from_pretrained(files)
+        size, avoid = len(tokenizer), {0, 1, 2, 3, 4, *range(len(tokenizer) - 10, len(tokenizer))}
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0}
+        model = build(T5Config(vocab_size=size, num_layers=1, **SIZES | ids), False, avoid)
+        case(directory, model, tokenizer, size, avoid, {"source": "text"})
+        as_on_the_hub(directory, files, scale_decoder_outputs=None)
+
+
+CASES = {"t5": t5, "t5_v1_1": t5_v1_1, "mt5": mt5, "byt5": byt5, "codet5": codet5}
