@@ -22,10 +22,11 @@ from train.checkpoint import Checkpoints, SaveFailed
 from train.data import (
     Batch,
     Example,
+    Heard,
+    Recordings,
     Tokenized,
     WindowBatches,
     Windows,
-    bucket_shapes,
     check_ids,
     eval_batches,
     prefetch_to_device,
@@ -115,8 +116,8 @@ class Run:
         known = start.settings(config, workdir)  # what is known of the model before the data
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config, known)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
-        batching = dataclasses.replace(config.batching, max_target_len=1) if config.model.wants_labels else config.batching
-        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), batching=batching)
+        model = dataclasses.replace(config.model, **sizes)
+        self.config = dataclasses.replace(config, model=model, batching=start.batching(config))
         compute = config.compute
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
@@ -135,8 +136,10 @@ class Run:
             decoding=config.decoding,
             place=self.place,
             multiple_of=self.parallel.rows,
-            origin=known and start.origin(known, self.config.model),
+            origin=known and start.origin(known, self.config),
         )
+        if self.model.SOUND:
+            self.predictor.targets(config.data.language, config.data.task)  # now: a wrong language must not wait
 
     def tokenizers(self, config: Experiment, known: PredictorBase | None) -> tuple[Tokenizer, Tokenizer]:
         """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
@@ -151,6 +154,8 @@ class Run:
         learn: Callable = partial(
             Tokenizer.train, vocab_size=wanted.vocab_size or None, min_count=wanted.min_count, lowercase=wanted.lowercase
         )
+        if isinstance(config.data, Recordings):
+            sources = []  # which are paths
         if wanted.shared:
             shared = learn(wanted.source, [*sources, *targets])
             return shared, shared
@@ -215,9 +220,8 @@ class Run:
                 if stop:
                     raise self.signals.end(step)
         if batches.dropped:
-            self.view.say(
-                f"{batches.dropped:,} training examples were left out: longer than batching.max_source_len or max_target_len"
-            )
+            longest = f"{self.predictor.window / 100:g} s" if self.model.SOUND else "batching.max_source_len"
+            self.view.say(f"{batches.dropped:,} training examples were left out: longer than {longest} or max_target_len")
 
     def training_batches(self):
         """The endless stream of batches, and the shapes they come in."""
@@ -225,7 +229,7 @@ class Run:
         if isinstance(self.config.data, Windows):
             return self.windows.train_batches(), (self.windows.shape,)
         data = self.tokenized(self.train_examples)
-        shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
+        shapes = data.shapes(batching, self.parallel.rows)
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
     @functools.cached_property
@@ -311,6 +315,9 @@ class Run:
         return self.checkpoints.read_json(self.latest, "metrics")[BEST] is not None
 
     def tokenized(self, examples: Sequence[Example]) -> Tokenized:
+        data = self.config.data
+        if isinstance(data, Recordings):
+            return Heard(examples, self.predictor.targets(data.language, data.task), self.predictor.window)
         corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
         return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
@@ -320,7 +327,7 @@ class Run:
     def feed(self, batch: Batch) -> Fed:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
-        shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
+        shape = (*batch.source.mask.shape, batch.target.mask.shape[1])
         placed, shares = self.put(batch), self.parallel.host[1]
         return Fed(placed, shape, placed.example_ids, tokens * shares, self.flops(batch.source, batch.target) * shares)
 
@@ -383,8 +390,9 @@ class Run:
         return values, best * (-1 if self.task.higher_is_better else 1)
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
-        """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
-        if isinstance(self.model, EncoderOnly) or self.config.corruption != "none":  # which leaves no text to read
+        """The heatmap of one text, the longest that is not too long of a few; None without attention, or on a full disk."""
+        no_text = self.model.SOUND or self.config.corruption != "none"
+        if isinstance(self.model, EncoderOnly) or no_text:
             return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]
