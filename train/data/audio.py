@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from train.data.buckets import Batching, Shape, bucket_shapes
+from train.data.buckets import Batching, Shape, bucket_shapes, shape_of
 from train.data.pipeline import Tokenized
 from train.data.sources import Example, Files, Split, Table
 from zoo.core import Sound, Tokens, UserError
@@ -104,9 +104,9 @@ class Heard(Tokenized):
         self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "sound")
 
     def shapes(self, batching: Batching, multiple_of: int) -> tuple[Shape, ...]:
-        """As every set's, each as long as the window."""
+        """As every set's, but exactly as long as the window."""
         shapes = bucket_shapes(batching, multiple_of, self.sample_lengths())
-        return tuple((rows, self._window, target) for rows, _, target in shapes)
+        return tuple(shape_of((self._window, target), batching, multiple_of) for _, _, target in shapes)
 
     def padded(self, indices_n: np.ndarray, row_n: np.ndarray, shape: Shape, segments: bool = False) -> tuple[Sound, Tokens]:
         """Samples and targets of n examples as rows of a shape, one a row; ``segments`` is for what can be packed."""
