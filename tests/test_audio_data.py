@@ -90,13 +90,13 @@ COLUMNS = {"source": "path", "target": "said"}
 def test_batches_hold_the_sound_as_it_is_predicted(table, predictor):
     """Samples and targets of each row; what is too long is left out of training and counted, and cut for evaluation."""
     examples = Recordings(str(table), test=str(table)).load("test")
-    data, batching = heard(examples, predictor), Batching(tokens=1200, max_source_len=WINDOW, max_target_len=24, buckets=2)
+    data, batching = heard(examples, predictor), Batching(tokens=1200, max_source_len=WINDOW, max_target_len=40, buckets=2)
     shapes = data.shapes(batching, 2)
     assert len(shapes) == 2
     assert {shape[:2] for shape in shapes} == {(4, WINDOW)}
     stream = train_batches(data, batching, shapes, seed=0)
     seen = {}
-    while len(seen) < COUNT - 1:
+    for _ in range(sum(divmod(COUNT, 4)) + 1):  # an epoch, whose batches of both shapes may be short
         batch = next(stream)
         assert batch.source.samples.shape == (4, 160 * WINDOW)
         assert (batch.source.samples.dtype, batch.target.ids.dtype) == (np.float32, np.int32)
@@ -106,7 +106,7 @@ def test_batches_hold_the_sound_as_it_is_predicted(table, predictor):
             if i >= 0:
                 seen[int(i)] = batch.source.samples[row], batch.target.ids[row][batch.target.mask[row]]
     assert stream.dropped == 1
-    assert 7 not in seen
+    assert set(seen) == set(range(COUNT)) - {7}
     ids = predictor.target_tokenizer.ids
     for i, (samples, target) in seen.items():
         sound = read_sound(examples[i].source)
@@ -331,4 +331,4 @@ def test_word_error_rates():
     scores = tasks.speech(["the cat", "dogs bark loudly now", "ein  Bär"], references)
     assert scores["wer"] == pytest.approx(100 * (1 + 4) / 8)
     assert scores["wer_of_words"] == pytest.approx(100 * (1 + 1) / 8)
-    assert scores["cer"] == pytest.approx(100 * (4 + 1 + 1 + 5 - 1) / (11 + 18 + 7), abs=3)
+    assert scores["cer"] == pytest.approx(100 * (4 + 6) / (11 + 18 + 7))

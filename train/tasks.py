@@ -101,7 +101,7 @@ def words(text: str) -> str:
     ["don't", 'do', 'it', '1', '2', 'äpfel']
     """
     kept = lambda c: c == "'" or unicodedata.category(c)[0] in "LMN"  # noqa: E731
-    return "".join(c if kept(c) else " " for c in unicodedata.normalize("NFKC", text.replace(CURLY, "'")).casefold())
+    return "".join(c if kept(c) else " " for c in unicodedata.normalize("NFKC", text.replace(CURLY, "'")).lower())
 
 
 def translation(predictions: Sequence[str], references: References) -> dict[str, float]:
