@@ -61,9 +61,10 @@ def heard(directory: str, tokenizer, model, sounds: list[list[float]]) -> dict:
         whisper = ctranslate2.models.Whisper(out, inter_threads=1, intra_threads=1)
         view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.numpy()))
         told = [[]] * len(sounds)
-        if whisper.is_multilingual:
+        if settings.is_multilingual:  # by the size of its vocabulary CTranslate2 would take a tiny model for one of English
             named, task = getattr(settings, "language", None), getattr(settings, "task", None) or "transcribe"
-            languages = [named] * len(sounds) if named else [best[0][0] for best in whisper.detect_language(view)]
+            found_ids = model.detect_language(features).tolist()
+            languages = [named] * len(sounds) if named else tokenizer.convert_ids_to_tokens(found_ids)
             told = [[language, f"<|{task}|>"] for language in languages]
         prompts = [["<|startoftranscript|>", *tokens, "<|notimestamps|>"] for tokens in told]
         results = whisper.generate(view, prompts, beam_size=1, max_length=settings.max_length)

@@ -16,10 +16,11 @@ from tones import RATE, WORDS, speech
 import zoo
 from train import tasks
 from train.__main__ import main as train
-from train.data import Batching, Heard, Recordings, eval_batches, train_batches
+from train.data import Batching, Files, Heard, Recordings, eval_batches, train_batches
 from train.data.prefetch import Prefetch
 from train.experiment import Experiment, check
 from train.metrics import divide, token_metrics
+from train.parallel import Pmap
 from zoo import whisper
 from zoo.__main__ import main as use
 from zoo.core import Frames, Sound, Tokens, flatten_params, pad_tokens, shift_right
@@ -214,7 +215,26 @@ def command(table: Path, workdir: Path, steps: int, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workdir(table, tmp_path_factory) -> Path:
+def programs():
+    """All runs of this module are of one experiment: what the first compiles serves the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("compile_train", "compile_eval"):
+            patch.setattr(Pmap, name, once(getattr(Pmap, name)))
+        yield
+
+
+def once(compile_step):
+    compiled = []
+
+    def compile_once(self, step):
+        compiled.extend([] if compiled else [compile_step(self, step)])
+        return compiled[0]
+
+    return compile_once
+
+
+@pytest.fixture(scope="module")
+def workdir(table, programs, tmp_path_factory) -> Path:
     """Twenty steps in one go."""
     path = tmp_path_factory.mktemp("run") / "whole"
     assert train(command(table, path, 20)) == 0
@@ -309,7 +329,7 @@ def test_what_sound_is_not_for_is_refused():
     sound = Experiment(whisper.WhisperConfig(), Recordings(), init_from="somewhere", task="speech")
     check(sound)
     for changes, message in (
-        ({"data": zoo_files()}, "data is Files, text, but Whisper reads sound"),
+        ({"data": Files()}, "data is Files, text, but Whisper reads sound"),
         ({"model": MarianConfig()}, "data is Recordings, sound, but Marian reads text"),
         ({"batching": Batching(pack=True)}, "without corruption and batching.pack"),
         ({"corruption": "infill"}, "without corruption and batching.pack"),
@@ -317,12 +337,6 @@ def test_what_sound_is_not_for_is_refused():
     ):
         with pytest.raises(zoo.UserError, match=message):
             check(dataclasses.replace(sound, **changes))
-
-
-def zoo_files():
-    from train.data import Files
-
-    return Files()
 
 
 def test_word_error_rates():
