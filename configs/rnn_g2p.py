@@ -20,7 +20,7 @@ experiment = Experiment(
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
     batching=Batching(tokens=2048, max_source_len=32, max_target_len=32, buckets=3),
-    optimizer=Optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=150, b2=0.98),
+    optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=150, b2=0.98),
     training=Training(steps=1500, log_every=50, eval_every=300),
     decoding=Decoding(beams=4, max_len=32, max_source_len=32),
     task="pronunciation",

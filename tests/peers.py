@@ -2,6 +2,8 @@
 
 Greedy search, by each system's own defaults for the rest; {"transformers": texts, "ctranslate2": texts or null}. With several
 directories, of encoders: for each the numbers that transformers computes, (texts, tokens or 1, ...).
+
+Of a model of sound the input is recordings, lists of samples, and the outputs are tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ def main(directory: str, texts: list[str]) -> dict:
         getattr(transformers, {"GPT2Model": "GPT2LMHeadModel"}.get(kind, kind)).from_pretrained(directory),
         transformers.AutoTokenizer.from_pretrained(directory),
     )
+    if kind == "WhisperForConditionalGeneration":
+        return heard(directory, tokenizer, model, texts)
     if not model.config.is_encoder_decoder:
         return continued(directory, tokenizer, model, texts)
     batch = tokenizer(texts, return_tensors="pt", padding=True)
@@ -34,6 +38,37 @@ def main(directory: str, texts: list[str]) -> dict:
     found = {"transformers": tokenizer.batch_decode(ids, skip_special_tokens=True), "ctranslate2": None}
     if model.config.model_type in CONVERTED and importlib.util.find_spec("ctranslate2") is not None:
         found["ctranslate2"] = by_ctranslate2(directory, tokenizer, model, texts)
+    return found
+
+
+def heard(directory: str, tokenizer, model, sounds: list[list[float]]) -> dict:
+    """The tokens that are said of recordings, up to the end token, in the language that the model finds or is told."""
+    import numpy as np
+    import transformers
+
+    extractor, settings = transformers.WhisperFeatureExtractor.from_pretrained(directory), model.generation_config
+    samples = [np.array(sound, np.float32) for sound in sounds]
+    features = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
+    end = settings.eos_token_id
+    rows = [[*row, end] for row in model.generate(features, num_beams=1).tolist()]
+    found = {"transformers": [row[: row.index(end)] for row in rows], "ctranslate2": None}
+    if importlib.util.find_spec("ctranslate2") is None:
+        return found
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as out:
+        ctranslate2.converters.TransformersConverter(directory).convert(out, force=True)
+        whisper = ctranslate2.models.Whisper(out, inter_threads=1, intra_threads=1)
+        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.numpy()))
+        told = [[]] * len(sounds)
+        if settings.is_multilingual:  # by the size of its vocabulary CTranslate2 would take a tiny model for one of English
+            named, task = getattr(settings, "language", None), getattr(settings, "task", None) or "transcribe"
+            found_ids = model.detect_language(features).tolist()
+            languages = [named] * len(sounds) if named else tokenizer.convert_ids_to_tokens(found_ids)
+            told = [[language, f"<|{task}|>"] for language in languages]
+        prompts = [["<|startoftranscript|>", *tokens, "<|notimestamps|>"] for tokens in told]
+        results = whisper.generate(view, prompts, beam_size=1, max_length=settings.max_length)
+    found["ctranslate2"] = [[token for token in result.sequences_ids[0] if token != end] for result in results]
     return found
 
 

@@ -20,6 +20,8 @@ ROOMS = [
     "generate",
     "checkpoint",
     "text",
+    "speech",
+    "transcribe",
     "labels",
     "page",
     "predictor",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from strings import strings
 from tokenizers import pre_tokenizers
 
 import zoo
 from zoo import pretrained_text
 from zoo.pretrained_text import KINDS, kind_of
 
+GOLDEN = Path(__file__).parent / "golden"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 ROBERTA, GPT2 = ("<s>", "<pad>", "</s>", "<unk>"), ("<|endoftext|>",)
 
@@ -57,6 +60,50 @@ def test_tokens_that_are_found_before_a_text_is_cut():
     assert made.text([first]) == "[X]"  # no special token
     assert tokenizer(**{"pad_token": "[X]"}).text([first]) == ""
     assert tokenizer(added_tokens_decoder={str(first): {"content": "[X]", "special": True}}).text([first]) == ""
+
+
+@pytest.mark.parametrize(("name", "settings"), [("whisper", {"tokenizer_class": "WhisperTokenizer"}), ("whisper_en", {})])
+def test_whispers_older_files_are_as_its_tokenizer_json(name, settings):
+    """Every string's ids and text, and the ids of the control tokens, which targets are made of."""
+    config, fast = json.loads((GOLDEN / name / "config.json").read_text()), (GOLDEN / name / "tokenizer.json").read_bytes()
+    data, tokenizers = json.loads(fast), {}
+    added = {token["content"]: token["id"] for token in data["added_tokens"]}
+    special = [token["content"] for token in data["added_tokens"] if token["special"]]
+    end = "<|endoftext|>"
+    files = {
+        "vocab.json": data["model"]["vocab"] | {end: added[end]},
+        "added_tokens.json": {token: number for token, number in added.items() if token != end},
+        "special_tokens_map.json": dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+        | {"additional_special_tokens": special},
+        "normalizer.json": {"colour": "color"},
+        "tokenizer_config.json": settings,
+    }
+    files = {file: json.dumps(content).encode() for file, content in files.items()}
+    files["merges.txt"] = "".join(f"{a} {b}\n" for a, b in data["model"]["merges"]).encode()
+    for read in ({"tokenizer.json": fast}, files):
+        kind = kind_of(read, "here")
+        tokenizers[kind] = KINDS[kind](read, "target", config["vocab_size"], config["eos_token_id"])
+    old, new = tokenizers["byte_level"], tokenizers["fast"]
+    assert old.ids == new.ids
+    texts = [*strings()[::4], "a<|en|>b <|endoftext|> c", " <|0.02|>d<|notimestamps|>"]
+    encoded = new.encode_batch(texts)
+    assert old.encode_batch(texts) == encoded
+    assert old.encode_plain(texts) == new.encode_plain(texts)
+    assert [old.text(ids) for ids in encoded] == [new.text(ids) for ids in encoded]
+    again = pretrained_text.from_json(json.loads(json.dumps(old.to_json())), "here")
+    assert again.encode_batch(texts[:9]) == encoded[:9]
+
+
+def test_what_whisper_is_told_around_a_text():
+    """As tokenizer_config.json has it; a token that is missing is said."""
+    tokens = ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
+    more = {"added_tokens.json": {token: len(GPT2) + len(ALPHABET) + 2 + i for i, token in enumerate(tokens)}}
+    made = lambda **settings: tokenizer(more=more, tokenizer_class="WhisperTokenizer", **settings)  # noqa: E731
+    assert names(made(), "ab") == ["<|startoftranscript|>", "<|notimestamps|>", "ab", "<|endoftext|>"]
+    assert names(made(language="de", task="translate"), "ab") == [*tokens, "ab", "<|endoftext|>"]
+    assert names(made(language="german", predict_timestamps=True), "ab") == ["<|startoftranscript|>", "ab", "<|endoftext|>"]
+    with pytest.raises(zoo.UserError, match=r"lacks <\|startoftranscript\|>"):
+        tokenizer(tokenizer_class="WhisperTokenizer")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,7 @@ from zoo.core import EOS, PAD, AppendOnly, EncoderOnly, Frames, Tokens, pad_toke
 from zoo.generate import Beam, Greedy, Rules, Sample, generate, penalty, score
 from zoo.variants import abstract_params, variants
 
-# Whisper has no config yet: it is here by its preset.
-CONFIGS = [*sorted((Path(__file__).parent.parent / "configs").glob("*.py")), Path("whisper")]
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 BATCH, SOURCE, TARGET, VOCAB = 4, 7, 6, 32
 
 
@@ -44,9 +43,7 @@ def tiny(config):
 
 
 def model_of(path: Path):
-    """The configuration that a config trains; a variant's by its name alone."""
-    if path.suffix != ".py":
-        return variants()[path.name].PRESETS["tiny"]
+    """The configuration that a config trains."""
     return runpy.run_path(str(path))["experiment"].model
 
 

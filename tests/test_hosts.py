@@ -23,6 +23,7 @@ from zoo.core import UserError
 pytestmark = pytest.mark.xdist_group("hosts")  # one worker: each test keeps the whole machine busy
 
 ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 PATIENCE = 400  # seconds for a command on a machine that is busy with others; none of them needs a tenth of it
 CONFIG = """
 from train.data import Batching, Files
@@ -229,3 +230,17 @@ def test_alone_everything_agrees():
     with pytest.raises(ZeroDivisionError), hosts.together():
         _ = 1 / 0
     assert hosts.digest({"a": 1, "b": 2}) == hosts.digest({"b": 2, "a": 1}) != hosts.digest({"a": 1, "b": 3})
+
+
+def test_what_a_run_starts_from_is_read_before_hosts_meet():
+    """Reading its settings asks for no devices: JAX would not let the hosts find each other afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    code = (
+        "import sys, jax\nfrom zoo.checkpoint.directory import load_settings\n"
+        "for directory in sys.argv[2:]:\n    load_settings(directory)\n"
+        "jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 1, 0)\n"
+    )
+    directories = [str(GOLDEN / name) for name in ("bart", "bert", "gpt2", "marian", "t5", "whisper")]
+    found = subprocess.run([sys.executable, "-c", code, str(port), *directories], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr

@@ -15,13 +15,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tones import speech
 
 import zoo
 from train.__main__ import main as train
 from zoo.core import pad_tokens
+from zoo.speech import told
 
 HERE = Path(__file__).parent
 ENCODERS = sorted(path.parent.name for path in (HERE / "golden").glob("*/encoder.npz"))
+SPEECH = sorted(path.parent.name for path in (HERE / "golden").glob("*/speech.npz"))
 CASES = sorted(path.parent.name for path in (HERE / "golden").glob("*/golden.npz"))
 PYTHON = os.environ.get("PEER_PYTHON", sys.executable)
 NEEDED = "import torch, transformers"
@@ -54,17 +57,38 @@ def test_a_fine_tuned_model_generates_the_same_elsewhere(tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.parametrize(("name", "language"), [*((name, "") for name in SPEECH), ("whisper", "de")])
+def test_an_exported_whisper_says_the_same_elsewhere(name, language, tmp_path):
+    """Token by token, in the language that each finds, or that the export says, as that of a fine-tuned model does."""
+    predictor = zoo.load(HERE / "golden" / name)
+    if language:
+        predictor = dataclasses.replace(predictor, origin=told(predictor.origin, language, "transcribe"))
+    with np.load(HERE / "golden" / name / "speech.npz") as arrays:
+        seeds = json.loads(str(arrays["short:json"]))["seeds"]
+    sounds = [speech(seed, 1.4 + 0.1 * (seed % 17), "de" if name != "whisper_en" and seed % 2 else "en")[0] for seed in seeds]
+    transcripts = predictor.predictions(sounds, temperatures=(0.0,), no_speech=2.0)
+    ours = [[token for segment in transcript.segments for token in segment.tokens] for transcript in transcripts]
+    assert len({x.language for x in transcripts}) == (1 if language or name == "whisper_en" else 2)
+    zoo.save(predictor, tmp_path / "out", format="huggingface")
+    assert peers([tmp_path / "out"], [sound.tolist() for sound in sounds]) == {"transformers": ours, "ctranslate2": ours}
+
+
+def peers(directories: list, inputs: list):
+    """What peers.py prints of these directories."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [PYTHON, str(HERE / "peers.py"), *map(str, directories)]
+    found = subprocess.run(command, input=json.dumps(inputs), capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout.splitlines()[-1])
+
+
 def here_and_elsewhere(predictor: zoo.Predictor, tmp_path: Path) -> tuple[list[str], list[str]]:
     """Our outputs, and those of the systems that read our export, one after the other."""
     zoo.save(predictor, tmp_path / "out", format="huggingface")
     texts = ["The quick brown fox", "我今天很高兴", "Wie spät ist es?", "a"]
     predictions = predictor.predictions(texts, beams=1)
     ours = [prediction.text for prediction in predictions]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [PYTHON, str(HERE / "peers.py"), str(tmp_path / "out")]
-    found = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stderr
-    said = json.loads(found.stdout.splitlines()[-1])
+    said = peers([tmp_path / "out"], texts)
     if said["ctranslate2"] is None:
         return ours, said["transformers"]
     # CTranslate2 knows no end that is forced at the limit.
@@ -85,10 +109,6 @@ def test_exported_encoders_compute_the_same_elsewhere(tmp_path):
         source = pad_tokens(loaded.source_tokenizer.encode_batch(texts))
         rows = zip(np.asarray(apply(loaded.params, source)), source.mask, strict=True)
         ours += 2 * [[logits if len(logits) == 1 else logits[mask] for logits, mask in rows]]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [PYTHON, str(HERE / "peers.py"), *directories]
-    found = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stderr
-    for directory, mine, theirs in zip(directories, ours, json.loads(found.stdout.splitlines()[-1]), strict=True):
+    for directory, mine, theirs in zip(directories, ours, peers(directories, texts), strict=True):
         for x, y in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(np.squeeze(x), np.array(y), atol=1e-5, err_msg=directory)

@@ -52,7 +52,8 @@ def exit_code(work: Callable[[], None]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("zoo", "train", "configs"):
             raise
-        return complain(f"{error.name} is not installed: pip install 'seq2seq-zoo[train]'")
+        extra = "audio" if error.name == "soundfile" else "train"
+        return complain(f"{error.name} is not installed: pip install 'seq2seq-zoo[{extra}]'")
     except Stopped as stopped:
         print(f"{'' if stopped.code == INTERRUPTED else 'error: '}{stopped}", file=sys.stderr)
         return stopped.code

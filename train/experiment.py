@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args, get_type_hints
 
-from train.data import Batching, Files, Tfds, Windows
+from train.data import Batching, Files, Recordings, Tfds, Windows
 from train.lora import Lora
 from train.optim import Optimizer, Rules
 from train.parallel import Parallel
@@ -106,7 +106,7 @@ class Experiment:
       model: a variant's configuration; its vocabulary sizes are filled in from the tokenizers.
       init_from: what to start from instead of random parameters: all that ``zoo.load`` reads, such as a Hugging Face directory.
         Tokenizers, decoding and model are that one's; ``model`` and ``decoding`` then say what is to differ (``train.start``).
-      data: where text pairs, or windows of plain text, come from.
+      data: where text pairs, windows of plain text, or recordings and their texts come from.
       init_embeddings: word vectors that the embeddings of known tokens start from, scaled to the size of the random ones: a
         model of such vectors, or a file of the word2vec tool.
       tokenizers: how text becomes tokens.
@@ -119,8 +119,8 @@ class Experiment:
       parallel: how the work is shared among devices.
       hosts: the machines of a run.
       task: what outputs are scored by: "pronunciation" (phone and word error rate), "translation" (BLEU, chrF), "text"
-        (character error rate), "language" (perplexity: outputs are drawn as samples alone), "classify" (accuracy, F1, area
-        under the ROC curve) or "vectors" (the loss of telling words from noise).
+        (character error rate), "speech" (word and character error rate), "language" (perplexity: outputs are drawn as samples
+        alone), "classify" (accuracy, F1, area under the ROC curve) or "vectors" (the loss of telling words from noise).
       corruption: what becomes of a text that is both source and target (``train.data.corrupt``): "none" for pairs of texts,
         "mask" for masked language models, "infill" (BART) and "spans" (T5, by its tokenizer's sentinels or those that
         ``tokenizers`` asks for) for encoder-decoders.
@@ -128,7 +128,7 @@ class Experiment:
     """
 
     model: ModelConfig
-    data: Tfds | Files | Windows
+    data: Tfds | Files | Windows | Recordings
     init_from: str = ""
     init_embeddings: str = ""
     tokenizers: Tokenizers = Tokenizers()
@@ -140,7 +140,7 @@ class Experiment:
     compute: Compute = Compute()
     parallel: Parallel = Parallel()
     hosts: Hosts = Hosts()
-    task: Literal["pronunciation", "translation", "text", "language", "classify", "vectors"] = "text"
+    task: Literal["pronunciation", "translation", "text", "speech", "language", "classify", "vectors"] = "text"
     corruption: Literal["none", "mask", "spans", "infill"] = "none"
     seed: int = 0
 
@@ -229,6 +229,7 @@ def check(experiment: Experiment) -> None:
             'model.share_embeddings to "target"'
         )
     check_vectors(experiment)
+    check_sound(experiment)
     if experiment.task not in TASKS:
         raise UserError(f"task is {experiment.task!r}: choose one of {', '.join(TASKS)}")
     model = experiment.model.build()
@@ -265,6 +266,21 @@ def check_vectors(experiment: Experiment) -> None:
         )
     if parts["data"] and (experiment.batching.pack or experiment.training.label_smoothing):
         raise UserError("word vectors are learned without batching.pack and training.label_smoothing: leave them out")
+
+
+def check_sound(experiment: Experiment) -> None:
+    """Raises UserError unless the data and the model are both of sound, or neither is."""
+    model, sound = experiment.model.build(), isinstance(experiment.data, Recordings)
+    if sound != model.SOUND:
+        names = type(experiment.data).__name__, type(model).__name__
+        raise UserError(
+            f"data is {names[0]}, {'sound' if sound else 'text'}, but {names[1]} reads {'sound' if model.SOUND else 'text'}: "
+            "both must be sound, see configs/whisper_finetune.py, or neither"
+        )
+    if sound and (experiment.corruption != "none" or experiment.batching.pack):
+        raise UserError("sound is learned without corruption and batching.pack: leave them out")
+    if sound and experiment.init_embeddings:
+        raise UserError("init_embeddings is for words that are read, but the model reads sound: leave it out")
 
 
 def check_types(data: Any, prefix: str = "") -> None:

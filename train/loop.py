@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import zoo
-from train import evaluate, experiment, flops, hosts, report, start
+from train import evaluate, experiment, flops, hosts, report
 from train.checkpoint import Checkpoints, SaveFailed
 from train.data import Batch, Example, prefetch_to_device
 from train.experiment import Experiment
@@ -29,7 +29,6 @@ from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, find_step
 from zoo.core import SPECIAL_TOKENS, EncoderOnly
 from zoo.predictor_base import PredictorBase
-from zoo.predictors import predictor_for
 from zoo.variants import abstract_params
 
 
@@ -71,16 +70,6 @@ class Run(Prepared):
         self.task = TASKS[config.task]
         self.flops = flops.training_flops(self.model)
         self.saver = Saver(checkpoints, self.config, self.view)
-        self.predictor = predictor_for(self.model)(
-            self.model,
-            params=None,
-            source_tokenizer=self.source_tokenizer,
-            target_tokenizer=self.target_tokenizer,
-            decoding=config.decoding,
-            place=self.place,
-            multiple_of=self.parallel.rows,
-            origin=self.known and start.origin(self.known, self.config.model),
-        )
 
     def facts(self) -> dict[str, Any]:
         """What all hosts must have alike."""
@@ -139,9 +128,8 @@ class Run(Prepared):
                 if stop:
                     raise self.signals.end(step)
         if batches.dropped:
-            self.view.say(
-                f"{batches.dropped:,} training examples were left out: longer than batching.max_source_len or max_target_len"
-            )
+            longest = f"{self.predictor.window / 100:g} s" if self.model.SOUND else "batching.max_source_len"
+            self.view.say(f"{batches.dropped:,} training examples were left out: longer than {longest} or max_target_len")
 
     @contextlib.contextmanager
     def journal(self, state: State) -> Iterator[Journal]:
@@ -173,14 +161,14 @@ class Run(Prepared):
     def feed(self, batch: Batch) -> Fed:
         """A training batch on its devices, checked before."""
         tokens = int(batch.source.mask.sum() + batch.target.mask.sum())
-        shape = (len(batch.source.ids), batch.source.ids.shape[1], batch.target.ids.shape[1])
+        shape = (*batch.source.mask.shape, batch.target.mask.shape[1])
         placed, shares = self.put(batch), self.parallel.host[1]
         return Fed(placed, shape, placed.example_ids, tokens * shares, self.flops(batch.source, batch.target) * shares)
 
     def place(self, source: Any) -> Any:
-        """Sources on their devices, between two batches of an evaluation."""
+        """As before, between two batches of an evaluation."""
         self.breathe()
-        return self.parallel.put_rows(source)
+        return super().place(source)
 
     def breathe(self) -> None:
         """Called between two batches of an evaluation: it goes on, and a signal breaks it off."""
@@ -231,8 +219,9 @@ class Run(Prepared):
         return values, best * (-1 if self.task.higher_is_better else 1)
 
     def draw(self, predictor: PredictorBase, examples: Sequence[Example], name: str) -> Path | None:
-        """The heatmap of one example, the longest that is not too long of a few; None without attention, or on a full disk."""
-        if isinstance(self.model, EncoderOnly) or self.config.corruption != "none":  # which leaves no text to read
+        """The heatmap of one text, the longest that is not too long of a few; None without attention, or on a full disk."""
+        no_text = self.model.SOUND or self.config.corruption != "none"
+        if isinstance(self.model, EncoderOnly) or no_text:
             return None
         example = max(evaluate.spread(examples, 16), key=lambda example: (len(example.source) <= 24, len(example.source)))
         prediction = predictor.predictions([example.source], attention=True)[0]

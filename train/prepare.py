@@ -15,14 +15,26 @@ import optax
 
 from train import embeddings, evaluate, memory, optim, parallel, start
 from train.checkpoint import Checkpoints
-from train.data import Batch, Example, Tokenized, WindowBatches, Windows, bucket_shapes, check_ids, eval_batches, train_batches
+from train.data import (
+    Batch,
+    Example,
+    Heard,
+    Recordings,
+    Tokenized,
+    WindowBatches,
+    Windows,
+    check_ids,
+    eval_batches,
+    train_batches,
+)
 from train.data.corrupt import CORRUPTIONS
 from train.experiment import Experiment
 from train.step import State, init_state, make_train_step, new_state
 from train.view import View
 from zoo import vectors
 from zoo.checkpoint.rules import some
-from zoo.core import UserError
+from zoo.core import PyTree, UserError
+from zoo.predictors import predictor_for
 from zoo.text import Tokenizer, encoders
 from zoo.variants import abstract_params
 
@@ -42,8 +54,8 @@ class Prepared:
         self.known = start.settings(config, workdir)  # what is known of the model before the data
         self.source_tokenizer, self.target_tokenizer = self.tokenizers(config)
         sizes = {f"{side}_vocab_size": getattr(self, f"{side}_tokenizer").vocab_size for side in ("source", "target")}
-        batching = dataclasses.replace(config.batching, max_target_len=1) if config.model.wants_labels else config.batching
-        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), batching=batching)
+        model = dataclasses.replace(config.model, **sizes)
+        self.config = dataclasses.replace(config, model=model, batching=start.batching(config))
         compute = config.compute
         self.model = self.config.model.build().clone(
             remat=compute.remat, scan_layers=compute.scan_layers, kernel=compute.attention, right_padded=True
@@ -51,7 +63,23 @@ class Prepared:
         if config.batching.pack and not self.model.PACKS:
             raise UserError(f"batching.pack is on, but {type(self.model).__name__} reads one pair a row: turn it off")
         self.parallel = parallel.make(config.parallel, self.model.SHARDING)
+        self.predictor = predictor_for(self.model)(
+            self.model,
+            params=None,
+            source_tokenizer=self.source_tokenizer,
+            target_tokenizer=self.target_tokenizer,
+            decoding=config.decoding,
+            place=self.place,
+            multiple_of=self.parallel.rows,
+            origin=self.known and start.origin(self.known, self.config),
+        )
+        if self.model.SOUND:
+            self.predictor.targets(config.data.language, config.data.task)  # now: a wrong language must not wait
         self.spent = 0.0  # seconds of earlier commands of this run
+
+    def place(self, source: PyTree) -> PyTree:
+        """Sources on their devices."""
+        return self.parallel.put_rows(source)
 
     def tokenizers(self, config: Experiment) -> tuple[Tokenizer, Tokenizer]:
         """Those of the run's checkpoint or of what it starts from, else new ones learned from the training split."""
@@ -65,6 +93,8 @@ class Prepared:
         sources, targets = [e.source for e in sample], [e.target for e in sample]
         options = {name: getattr(wanted, name) for name in ("min_count", "lowercase", "sentinels")}
         learn: Callable = partial(Tokenizer.train, vocab_size=wanted.vocab_size or None, **options)
+        if isinstance(config.data, Recordings):
+            sources = []  # which are paths
         if wanted.shared:
             shared = learn(wanted.source, [*sources, *targets])
             return shared, shared
@@ -73,6 +103,9 @@ class Prepared:
         return learn(wanted.source, sources), learn(wanted.target, targets)
 
     def tokenized(self, examples: Sequence[Example]) -> Tokenized:
+        data = self.config.data
+        if isinstance(data, Recordings):
+            return Heard(examples, self.predictor.targets(data.language, data.task), self.predictor.window)
         corrupt = CORRUPTIONS[self.config.corruption](self.target_tokenizer)
         return Tokenized(examples, *encoders(self.config.model, *self.sides()), corrupt=corrupt)
 
@@ -90,7 +123,7 @@ class Prepared:
         if isinstance(self.config.data, Windows):
             return self.windows.train_batches(), (self.windows.shape,)
         data = self.tokenized(self.train_examples)
-        shapes = bucket_shapes(batching, self.parallel.rows, data.sample_lengths())
+        shapes = data.shapes(batching, self.parallel.rows)
         return train_batches(data, batching, shapes, self.config.seed, self.parallel.host), shapes
 
     @functools.cached_property

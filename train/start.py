@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import zoo
-from train.data import Example
+from train.data import Batching, Example, Recordings
 from train.experiment import Experiment
 from zoo.checkpoint.directory import load_settings, predictor_from, unread
 from zoo.checkpoint.orbax import CHECKPOINTS, read_json, steps
@@ -26,6 +26,8 @@ from zoo.checkpoint.rules import some
 from zoo.core import ModelConfig, PyTree, UserError, flatten_params, unflatten_params
 from zoo.labels import Labels
 from zoo.predictor_base import PredictorBase
+from zoo.speech import told
+from zoo.transcribe.timestamps import FRAMES
 from zoo.variants import abstract_params
 
 
@@ -76,10 +78,26 @@ def labels(target: Any, examples: Sequence[Example]) -> Labels:
     return target if isinstance(target, Labels) and found <= set(target.names) else Labels.train(found)
 
 
-def origin(known: PredictorBase, config: ModelConfig) -> dict[str, Any] | None:
-    """What the published files say beside the model; None for a model of other parameters, which has files of its own."""
-    old, new = ({path: x.shape for path, x in flatten_params(abstract_params(c)).items()} for c in (known.model.config, config))
-    return known.origin if old == new else None
+def batching(config: Experiment) -> Batching:
+    """With the limits that follow from the model: a label is one token, and of sound a window is read."""
+    if config.model.wants_labels:
+        return dataclasses.replace(config.batching, max_target_len=1)
+    if not isinstance(config.data, Recordings):
+        return config.batching
+    most = min(config.batching.max_target_len, config.model.max_len)
+    return dataclasses.replace(config.batching, max_source_len=FRAMES * config.model.max_source_len, max_target_len=most)
+
+
+def origin(known: PredictorBase, config: Experiment) -> dict[str, Any] | None:
+    """What the published files say beside the model; None for a model of other parameters, which has files of its own.
+
+    A model that has learned to write down a language is told it from then on.
+    """
+    configs = known.model.config, config.model
+    old, new = ({path: x.shape for path, x in flatten_params(abstract_params(c)).items()} for c in configs)
+    if old != new or known.origin is None or not isinstance(config.data, Recordings):
+        return known.origin if old == new else None
+    return told(known.origin, config.data.language, config.data.task)
 
 
 def params(experiment: Experiment, config: ModelConfig, mesh: jax.sharding.Mesh, initial: Any) -> tuple[PyTree, list[str]]:

@@ -241,7 +241,8 @@ def teacher_forced(
     """
     low = lambda tree: cast(tree, jnp.dtype(compute.precision))  # noqa: E731
     train, rngs = key is not None, {} if key is None else {"dropout": key}
-    outputs = model.apply({"params": low(params)}, low(batch.source), batch.target, train=train, rngs=rngs)
+    # A model makes numbers that it reads, such as sound, of its parameters' dtype itself: at the front they need all digits.
+    outputs = model.apply({"params": low(params)}, batch.source, batch.target, train=train, rngs=rngs)
     if batch.target.noise is not None:
         return noise_metrics(outputs.logits, batch.target)
     pad_id = None if isinstance(model, EncoderOnly) else model.config.pad_id  # a label, or a word, may have any number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from train.metrics import Metric, divide
 from zoo.core import UserError
 
 References = Sequence[Sequence[str]]
+CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 
 
 class Task(NamedTuple):
@@ -74,6 +76,34 @@ def text(predictions: Sequence[str], references: References) -> dict[str, float]
     return {"cer": 100 * rates["symbol"], "error": 100 * rates["sequence"]}
 
 
+def speech(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Word and character error rate of transcripts, in percent: of the texts as they are, and of their words alone.
+
+    >>> scores = speech(["Hello, world"], [["hello word"]])
+    >>> scores["wer"], scores["wer_of_words"], round(scores["cer"], 1)
+    (100.0, 50.0, 30.0)
+    """
+    rate = lambda split: 100 * divide(edit_rates(predictions, references, split))["symbol"]  # noqa: E731
+    return {
+        "wer": rate(str.split),
+        "cer": rate(lambda text: " ".join(text.split())),
+        "wer_of_words": rate(lambda text: words(text).split()),
+    }
+
+
+def words(text: str) -> str:
+    """Lower case, with a space for what is no letter, mark, digit or apostrophe; compatible characters are one (NFKC).
+
+    As Whisper's evaluation has it for languages other than English (Radford et al. 2022, appendix C), which leaves out marks
+    too, and what stands in brackets: that is kept here.
+
+    >>> words("Don't (do it) — ½ Äpfel!").split()
+    ["don't", 'do', 'it', '1', '2', 'äpfel']
+    """
+    kept = lambda c: c == "'" or unicodedata.category(c)[0] in "LMN"  # noqa: E731
+    return "".join(c if kept(c) else " " for c in unicodedata.normalize("NFKC", text.replace(CURLY, "'")).lower())
+
+
 def translation(predictions: Sequence[str], references: References) -> dict[str, float]:
     """Corpus BLEU and chrF as sacreBLEU computes them, on the text as it is, in percent."""
     import sacrebleu
@@ -125,6 +155,7 @@ def of_texts(score: Callable[[Sequence[str], References], dict[str, float]]) -> 
 TASKS = {
     "pronunciation": Task(of_texts(pronunciation), "per", higher_is_better=False, unit="words"),
     "translation": Task(of_texts(translation), "bleu", higher_is_better=True, unit="sentences"),
+    "speech": Task(of_texts(speech), "wer", higher_is_better=False, unit="recordings"),
     "text": Task(of_texts(text), "error", higher_is_better=False, unit="texts"),
     "classify": Task(labels, "accuracy", higher_is_better=True, unit="texts"),
     "language": Task(language, "perplexity", higher_is_better=False, unit="texts"),

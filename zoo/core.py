@@ -107,6 +107,18 @@ class Frames(NamedTuple):
     mask: jax.Array
 
 
+class Sound(NamedTuple):
+    """A batch of recordings of one length, of which a model makes ``Frames`` by itself, on the device that it runs on.
+
+    Attributes:
+      samples: (B, N) float32, -1 ... 1, 16,000 a second; what is shorter is followed by silence.
+      mask: (B, N // 160) bool, True for the frames of a real row: silence too is read.
+    """
+
+    samples: jax.Array
+    mask: jax.Array
+
+
 class AppendOnly(NamedTuple):
     """The part of a cache that a search leaves where it is: buffers in which each position is written once.
 
@@ -192,8 +204,8 @@ class Seq2Seq(nn.Module):
     ``RULES`` names each parameter in the reference implementation (``zoo.checkpoint.rules``); ``SHARDING`` lists
     ``(path regex, PartitionSpec)`` for a mesh with axes ``data``, ``fsdp`` and ``model``. In both the first match wins.
     ``PACKS`` says whether rows may hold several sequences (``Tokens.segments``), ``SCANS`` whether the layers are alike,
-    ``SOUND`` whether the source is ``Frames`` of sound. ``VECTORS`` is the path of the parameter whose rows are word vectors,
-    where these are what a model is made for: it learns them by telling words from noise (``Tokens.noise``).
+    ``SOUND`` whether the source is ``Sound``, or ``Frames`` of it. ``VECTORS`` is the path of the parameter whose rows are word
+    vectors, where these are what a model is made for: it learns them by telling words from noise (``Tokens.noise``).
 
     Attributes:
       config: what is saved with a model, and all that its parameters depend on. The others are how a run computes the same

@@ -13,6 +13,7 @@ drawn at each temperature; a token ends where the attention that reads it begins
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from zoo.decoding import Decoding
 from zoo.nn.audio import HOP, RATE, WINDOW, frames_of
 from zoo.predictor_base import PredictorBase
 from zoo.pretrained_text import PretrainedTokenizer
+from zoo.text import Encoder
+from zoo.transcribe.alignment import UNSPACED
+from zoo.transcribe.controls import Controls
 from zoo.transcribe.settings import Transcription
-from zoo.transcribe.sound import read_sound
+from zoo.transcribe.sound import find_sound, read_sound
 from zoo.transcribe.timestamps import FRAMES, PRECISION
 from zoo.transcribe.transcript import Transcript
 from zoo.transcribe.windows import Recording, Run
@@ -62,16 +66,25 @@ class SpeechPredictor(PredictorBase):
         names = {field.name for field in dataclasses.fields(Transcription)}
         wanted = self.transcription({name: value for name, value in options.items() if name in names})
         decoding = self.settings({name: value for name, value in options.items() if name not in names})
+        for recording in recordings:
+            if isinstance(recording, (str, Path)):
+                find_sound(recording)  # now: a wrong name must not wait for the others
         run = Run(self, wanted, decoding)
-        states = [self.recording(recording) for recording in recordings]
-        while waiting := [state for state in states if state.seek < state.frames]:
-            for first in range(0, len(waiting), WINDOWS):
-                run.read(waiting[first : first + WINDOWS])
         codes = {token: code for code, token in run.controls.languages.items()} if run.controls else {}
-        return [
-            Transcript(" ".join(s.text for s in state.segments), codes.get(state.language, ""), state.segments)
-            for state in states
-        ]
+        results: list[Transcript | None] = [None] * len(recordings)
+        left, heard = deque(range(len(recordings))), {}  # only those that are being read are in memory
+        while left or heard:
+            while left and len(heard) < WINDOWS:
+                i = left.popleft()
+                heard[i] = self.recording(recordings[i])
+            if waiting := [state for state in heard.values() if state.seek < state.frames]:
+                run.read(waiting)
+            for i, state in list(heard.items()):
+                if state.seek >= state.frames:
+                    text = " ".join(segment.text for segment in state.segments)
+                    results[i] = Transcript(text, codes.get(state.language, ""), state.segments)
+                    del heard[i]
+        return results
 
     def settings(self, options: dict[str, Any]) -> Decoding:
         """The defaults of the search with these options changed.
@@ -102,6 +115,45 @@ class SpeechPredictor(PredictorBase):
         wanted.check()
         return wanted
 
+    def targets(self, language: str, task: str) -> Encoder:
+        """What makes texts the targets that the model learns to say of a sound: all that follows the start token.
+
+        <|en|> <|transcribe|> <|notimestamps|>, of a model of English alone the last of these, then the text and the end
+        token. A text begins with a space, as the published models write it, in languages that have spaces. A model with a
+        tokenizer of this zoo is told nothing, and has the text alone.
+
+        Args:
+          language: code of the language that is spoken, such as "en".
+          task: whether the texts are in that language, "transcribe", or in English, "translate".
+
+        Raises:
+          UserError: the model has no such language or task, or is to be told and is not.
+        """
+        tokenizer, controls = self.target_tokenizer, self.controls
+        if controls is None:
+            if language or task != "transcribe":
+                raise UserError(f"this model is told no language or task, such as {language or task!r}: leave them out")
+            return Encoder(tokenizer.encode_batch, tokenizer.vocab_size)
+        token = None
+        if controls.languages:
+            if not language:
+                raise UserError(f"the model is told the language: set data.language to one of {', '.join(controls.languages)}")
+            token = controls.language(language)
+        elif language not in ("", "en") or task != "transcribe":
+            raise UserError(f"language is {language!r} and task {task!r}, but this model writes down English alone")
+        before, end = controls.prompt(token, task, stamped=False)[1:], self.model.config.end_id
+        space = "" if task == "transcribe" and language in UNSPACED else " "
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            return [[*before, *ids, end] for ids in tokenizer.encode_plain(space + text.strip() for text in texts)]
+
+        return Encoder(encode, tokenizer.vocab_size)
+
+    @property
+    def controls(self) -> Controls | None:
+        """The model's control tokens; None if it has none."""
+        return Controls.of(getattr(self.target_tokenizer, "ids", {}), self.generation)
+
     @property
     def generation(self) -> dict[str, Any]:
         """The generation_config.json that the model came with."""
@@ -117,6 +169,15 @@ class SpeechPredictor(PredictorBase):
         samples_N = read_sound(recording) if isinstance(recording, (str, Path)) else np.asarray(recording)
         values_NM = frames_of(samples_N, self.model.config.mels, self.window)
         return Recording(values_NM, min(-(-len(samples_N) // HOP), len(values_NM)))
+
+
+def told(origin: dict[str, Any], language: str, task: str) -> dict[str, Any]:
+    """A predictor's ``origin`` whose model is told this language and task unless a call says another; English alone: as is."""
+    generation = origin.get("generation") or {}
+    if not generation.get("is_multilingual", True):
+        return origin
+    kept = {name: value for name, value in generation.items() if name != "forced_decoder_ids"}  # the older way to say it
+    return origin | {"generation": kept | {"language": f"<|{language}|>", "task": task}}
 
 
 def check_preprocessor(data: dict[str, Any], mels: int, window: int) -> None:

@@ -50,7 +50,9 @@ def abstract_params(config: ModelConfig) -> PyTree:
     # Only the vocabulary's size, never its content, matters to the example: one the size of the special tokens is too small.
     small = dataclasses.replace(config, source_vocab_size=len(SPECIAL_TOKENS) + 1, target_vocab_size=len(SPECIAL_TOKENS) + 1)
     source, target = small.example(batch=1, source_len=2, target_len=2)
-    return jax.eval_shape(config.build().init, jax.random.key(0), source, target)["params"]
+    # Devices are not asked for, by a key or for their kernels: the hosts of a run may not have found each other yet.
+    model = config.build().clone(kernel="xla")
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), source, target))["params"]
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -30,13 +30,27 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Copy, Layout, Rule, embedding, linear, norm, projections
-from zoo.core import BOS, EOS, PAD, AppendOnly, Frames, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, random_tokens
+from zoo.core import (
+    BOS,
+    EOS,
+    PAD,
+    AppendOnly,
+    Frames,
+    ModelConfig,
+    Outputs,
+    Seq2Seq,
+    Sound,
+    Tokens,
+    UserError,
+    random_tokens,
+)
 from zoo.nn.attention import MultiHeadAttention
+from zoo.nn.audio import log_mel
 from zoo.nn.block import FeedForward, Residual
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
 from zoo.nn.linear import Embed
 from zoo.nn.position import sines_then_cosines
-from zoo.nn.sharding import BATCH, MODEL, constrain
+from zoo.nn.sharding import BATCH, MODEL, by_rows, constrain
 
 TASK = "speech recognition, pretrained"
 
@@ -261,11 +275,13 @@ class Whisper(Seq2Seq):
         x_BND = jnp.where(mask_BN[:, :, None], _gelu(self.convolution_1(x_BNM)), 0)
         return _gelu(self.convolution_2(x_BND)), mask_BN[:, ::2]
 
-    def encode(self, source: Frames | Memory, train: bool = False, attention: bool = False) -> Memory:
+    def encode(self, source: Sound | Frames | Memory, train: bool = False, attention: bool = False) -> Memory:
         """As every model's; a memory is given back, so that several searches over one sound encode it once."""
         if isinstance(source, Memory):
             return source
         c = self.config
+        if isinstance(source, Sound):
+            source = Frames(by_rows(lambda samples_BN: log_mel(samples_BN, c.mels), source.samples), source.mask)
         if -(-source.values.shape[1] // 2) > c.max_source_len:
             raise UserError(
                 f"the source has {source.values.shape[1]} frames and the model reads at most {2 * c.max_source_len}: cut it "

@@ -1,5 +1,6 @@
 """The data room: where text pairs come from, and how they become batches of token ids."""
 
+from train.data.audio import Heard, Recordings
 from train.data.buckets import Batching, bucket_shapes
 from train.data.check import check_ids
 from train.data.pipeline import Batch, Tokenized, eval_batches, train_batches
@@ -13,6 +14,8 @@ __all__ = [
     "Batching",
     "Example",
     "Files",
+    "Heard",
+    "Recordings",
     "Tfds",
     "Tokenized",
     "WindowBatches",

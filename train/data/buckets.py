@@ -71,7 +71,12 @@ def bucket_shapes(batching: Batching, multiple_of: int, lengths_N2: np.ndarray) 
     bounds = [(_round_up(batching.max_source_len), _round_up(batching.max_target_len))]
     for _ in range(0 if batching.pack else batching.buckets - 1):
         bounds = min((sorted({*bounds, new}) for new in candidates), key=lambda bounds: _padded_size(admitted_N2, bounds))
-    return tuple((max(1, batching.tokens // max(bound) // multiple_of) * multiple_of, *bound) for bound in bounds)
+    return tuple(shape_of(bound, batching, multiple_of) for bound in bounds)
+
+
+def shape_of(bound: tuple[int, int], batching: Batching, multiple_of: int) -> Shape:
+    """As many rows of these lengths as ``batching.tokens`` allows, one a device at least."""
+    return max(1, batching.tokens // max(bound) // multiple_of) * multiple_of, *bound
 
 
 def _padded_size(lengths_N2: np.ndarray, bounds: list[tuple[int, int]]) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from train.data.pipeline import Batch
-from zoo.core import UserError
+from zoo.core import Tokens, UserError
 
 
 def check_ids(batch: Batch, source_vocab: int, target_vocab: int) -> None:
     """Raises UserError if a real token of a batch of host arrays is none of its vocabulary's, naming the example."""
     for side, tokens, size in (("source", batch.source, source_vocab), ("target", batch.target, target_vocab)):
+        if not isinstance(tokens, Tokens):
+            continue
         wrong_BN = ((tokens.ids < 0) | (tokens.ids >= size)) & tokens.mask
         if wrong_BN.any():
             row, column = np.argwhere(wrong_BN)[0]

@@ -21,9 +21,10 @@ from zoo.text import without_surrogates
 ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 ROWS = 65_536  # rows gathered as Python strings before they become an Arrow batch
 
-Pair = tuple[str, str, Sequence[str]]  # source, target, references
+Pair = tuple[int, str, str, Sequence[str]]  # line or row, counted from 1, source, target, references
 
 SCHEMA = pa.schema([("source", pa.large_string()), ("target", pa.large_string()), ("references", pa.list_(pa.large_string()))])
+LINE = pa.field("line", pa.int32())
 
 
 def read(name: str, form: str, source: str, target: str) -> pa.Table:
@@ -36,7 +37,7 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
       target: key or column of the target, a string, a list of strings or a label's whole number.
 
     Returns:
-      A table with columns source, target and references (lists of strings).
+      A table with columns source, target, references (lists of strings) and line, where each stands.
 
     Raises:
       UserError: anything missing, empty, unreadable or misformed, with file and line.
@@ -45,7 +46,7 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
     if form == "parallel":
         pairs = _parallel(name)
     elif form == "text":
-        pairs = (("", line, (line,)) for line in _lines(_file(name)) if line.strip())
+        pairs = ((number, "", line, (line,)) for number, line in enumerate(_lines(_file(name)), 1) if line.strip())
     elif form == "tsv":
         pairs = _tsv(_file(name), source, target)
     elif form == "jsonl":
@@ -54,10 +55,11 @@ def read(name: str, form: str, source: str, target: str) -> pa.Table:
         pairs = _parquet(_file(name), source, target)
     batches = []
     while rows := list(itertools.islice(pairs, ROWS)):
-        batches += columns(*zip(*rows)).to_batches()
+        numbers, *texts = zip(*rows)
+        batches += columns(*texts).append_column(LINE, pa.array(numbers, pa.int32())).to_batches()
     if not batches:
         raise UserError(f"{name} holds no examples: give a file with at least one")
-    return pa.Table.from_batches(batches, SCHEMA).combine_chunks()  # one chunk: random access would search many
+    return pa.Table.from_batches(batches, SCHEMA.append(LINE)).combine_chunks()  # one chunk: random access would search many
 
 
 def columns(sources: Sequence[str], targets: Sequence[str], references: Sequence[Sequence[str]]) -> pa.Table:
@@ -125,7 +127,7 @@ def _tsv(path: Path, source: str, target: str) -> Iterator[Pair]:
                     f"{path} line {number} has {len(cells)} column{'s' * (len(cells) > 1)} where {max(at) + 1} are needed: "
                     "separate source and target by a tab"
                 )
-            yield cells[at[0]], cells[at[1]], (cells[at[1]],)
+            yield number, cells[at[0]], cells[at[1]], (cells[at[1]],)
 
 
 def _jsonl(path: Path, source: str, target: str) -> Iterator[Pair]:
@@ -138,7 +140,7 @@ def _jsonl(path: Path, source: str, target: str) -> Iterator[Pair]:
                 raise UserError(f"{where} is not JSON ({error}): write one object a line") from error
             if not isinstance(record, dict):
                 raise UserError(f"{where} is not a JSON object: write one a line, with the keys {source!r} and {target!r}")
-            yield _pair(where, record, source, target)
+            yield number, *_pair(where, record, source, target)
 
 
 def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
@@ -158,7 +160,7 @@ def _parquet(path: Path, source: str, target: str) -> Iterator[Pair]:
             batch.validate(full=True)  # Parquet does not promise that strings are UTF-8
             for record in batch.to_pylist():
                 number += 1
-                yield _pair(f"{path} row {number}", record, source, target)
+                yield number, *_pair(f"{path} row {number}", record, source, target)
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -172,7 +174,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def _pair(where: str, record: dict, source: str, target: str) -> Pair:
+def _pair(where: str, record: dict, source: str, target: str) -> tuple[str, str, Sequence[str]]:
     for name in (source, target):
         if name not in record:
             keys = ", ".join(record) or "none"
@@ -196,4 +198,4 @@ def _parallel(name: str) -> Iterator[Pair]:
             shorter, longer = paths if lines[0] is None else paths[::-1]
             where = f"{shorter} ends after line {number - 1} but {longer} goes on"
             raise UserError(f"{where}: parallel files need equally many lines")
-        yield lines[0], lines[1], (lines[1],)
+        yield number, lines[0], lines[1], (lines[1],)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from train.data.buckets import Batching, Shape, bucket_of, first_fit
+from train.data.buckets import Batching, Shape, bucket_of, bucket_shapes, first_fit
 from train.data.corrupt import Corrupt, corrupted
 from train.data.sources import Example
-from zoo.core import PAD, Tokens
+from zoo.core import PAD, Sound, Tokens
 from zoo.text import Tokenizer
 
 SAMPLE = 20_000  # examples whose lengths decide on the shapes
@@ -33,13 +33,13 @@ class Batch(NamedTuple):
     """Fixed-shape host arrays.
 
     Attributes:
-      source: ids (B, S) int32 and mask (B, S) bool; segments (B, S) int32 if rows are packed.
+      source: ids (B, S) int32 and mask (B, S) bool; segments (B, S) int32 if rows are packed. Or sound.
       target: ids (B, T) int32 and mask (B, T) bool; segments (B, T) int32 if rows are packed.
       example_ids: (B,) int32 index of each row's example; -1 for a row of padding, whose masks are all False. If rows are
         packed, (B, n), of a row's examples in the order of their segments, then -1.
     """
 
-    source: Tokens
+    source: Tokens | Sound
     target: Tokens
     example_ids: np.ndarray
 
@@ -84,6 +84,10 @@ class Tokenized:
     def sample_lengths(self, size: int = SAMPLE) -> np.ndarray:
         """(N, 2) lengths of ``size`` examples spread evenly over the set; of all if there are no more."""
         return self.lengths(np.unique(np.linspace(0, len(self) - 1, min(size, len(self))).astype(int)))
+
+    def shapes(self, batching: Batching, multiple_of: int) -> tuple[Shape, ...]:
+        """``bucket_shapes`` of these examples."""
+        return bucket_shapes(batching, multiple_of, self.sample_lengths())
 
     @property
     def target_vocab_size(self) -> int:

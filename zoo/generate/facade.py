@@ -160,11 +160,7 @@ def pad_source(source: core.PyTree, rows: int, models: Sequence[core.Seq2Seq] = 
 
 def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) -> result.Generated:
     """The first rows and tokens of a result, on the host, its attention as long as the source."""
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(found)):  # its rows lie on several hosts
-        from jax.experimental import multihost_utils
-
-        found = multihost_utils.process_allgather(found, tiled=True)
-    found = jax.device_get(found)
+    found = on_host(found)
     return result.Generated(
         ids=found.ids[:batch, ..., :max_len],
         log_probs=found.log_probs[:batch, ..., :max_len],
@@ -173,6 +169,15 @@ def cut(found: result.Generated, batch: int, max_len: int, source: core.PyTree) 
         steps=found.steps,
         attention={name: x[:batch, :, :max_len, : _source_len(source, name)] for name, x in found.attention.items()},
     )
+
+
+def on_host(tree: core.PyTree) -> core.PyTree:
+    """The arrays of a tree as host arrays, those whole whose rows lie on several hosts; there all must ask."""
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        from jax.experimental import multihost_utils
+
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
 
 
 def _source_len(source: core.PyTree, name: str) -> int | None:

@@ -201,7 +201,8 @@ def attend(
       The mixed values (R, H, T, K), zero for a query that may look nowhere, and the weights (R, H, T, S) or None.
     """
     shapes = q_RHTK.shape, keys.key.shape
-    implementation, why = choose(kernel, _capability(), q_RHTK.dtype, *shapes, weights, cached, bias is not None)
+    capability = None if kernel == "xla" else _capability()
+    implementation, why = choose(kernel, capability, q_RHTK.dtype, *shapes, weights, cached, bias is not None)
     _log(implementation, why)
     if implementation == "cudnn":
         return fused(q_RHTK, keys, visible, causal, "cudnn", scale), None

@@ -69,8 +69,9 @@ def log_power(padded_BN: jax.Array, frames: int, bands: int) -> jax.Array:
     window = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW), jnp.float32)
     where = HOP * np.arange(frames)[:, None] + np.arange(WINDOW)[None]
     spectrum = jnp.fft.rfft(padded_BN[:, where] * jnp.expand_dims(window, (0, 1)))
-    power = (jnp.square(spectrum.real) + jnp.square(spectrum.imag)) @ mel_filters(bands)
-    return jnp.log10(jnp.maximum(power, FLOOR))
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    # Some devices would take the product's operands with fewer digits.
+    return jnp.log10(jnp.maximum(jnp.matmul(power, mel_filters(bands), precision="highest"), FLOOR))
 
 
 def scaled(log_BNM: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Text to token ids and back by the tokenizers that pretrained models come with, as ``zoo.text.Tokenizer`` does it by ours.
 
     fast             tokenizer.json, by the ``tokenizers`` library
-    byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART and Blenderbot had before there was a tokenizer.json
+    byte_level       vocab.json and merges.txt: what GPT-2, RoBERTa, BART, Blenderbot and Whisper had before tokenizer.json
     word_piece       vocab.txt: what BERT and DistilBERT had
     t5               spiece.model and the sentinels after its pieces, as T5 and mT5 have them
     byt5             bytes: tokenizer_config.json says no more than that they are

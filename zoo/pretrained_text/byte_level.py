@@ -15,11 +15,13 @@ class Style(NamedTuple):
       special: special token -> its text or a description of it, where the files say nothing.
       wrapped: whether a text stands between ``cls_token`` and ``sep_token``.
       prefix_space: whether a text begins with a space, where the files say nothing.
+      told: whether a text stands between what its model is told of language, task and times, and ``eos_token``.
     """
 
     special: dict[str, str | dict]
     wrapped: bool = False
     prefix_space: bool = False
+    told: bool = False
 
 
 # In the order in which those that the vocabulary lacks are given ids.
@@ -27,7 +29,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 GPT2 = Style(dict.fromkeys(SPECIAL[:3], "<|endoftext|>"))
 ROBERTA = Style(dict(zip(SPECIAL, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True)), wrapped=True)
 BLENDERBOT = Style(ROBERTA.special | {"mask_token": {"content": "<mask>", "lstrip": True}}, prefix_space=True)
-STYLES = {"GPT2": GPT2, "Roberta": ROBERTA, "Bart": ROBERTA, "Blenderbot": BLENDERBOT}
+WHISPER = Style(GPT2.special, told=True)
+STYLES = {"GPT2": GPT2, "Roberta": ROBERTA, "Bart": ROBERTA, "Blenderbot": BLENDERBOT, "Whisper": WHISPER}
 
 
 class ByteLevelTokenizer(FastTokenizer):
@@ -58,6 +61,8 @@ class ByteLevelTokenizer(FastTokenizer):
         """By the class that tokenizer_config.json names; else by how the vocabulary spells its special tokens."""
         name = self.settings.get("tokenizer_class")
         if name in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+            if "normalizer.json" in self.files:
+                return WHISPER
             return GPT2 if "<|endoftext|>" in vocabulary or "<s>" not in vocabulary else ROBERTA
         short = str(name).removesuffix("Fast").removesuffix("Tokenizer")
         if short not in STYLES:
@@ -109,10 +114,28 @@ class ByteLevelTokenizer(FastTokenizer):
                     f"{lacking[0]} in tokenizer_config.json is null, but texts of this model stand between two tokens"
                 )
             return processors.RobertaProcessing(pair("sep_token"), pair("cls_token"), True, space)
+        if style.told:
+            return self.around_speech(special["eos_token"]["content"])
         names = [name for name in SPECIAL[:2] if self.settings.get(f"add_{name}") is True and name in special]
         parts = {"bos_token": [], "eos_token": []} | {name: [special[name]["content"]] for name in names}
         template = [*parts["bos_token"], "$A", *parts["eos_token"]]
         return processors.TemplateProcessing(single=template, special_tokens=[pair(name) for name in names])
+
+    def around_speech(self, end: str):
+        """What Whisper's decoder reads and says around a text.
+
+        tokenizer_config.json rarely names a language; what it names that is no token, such as "german", is not told.
+        """
+        from tokenizers import processors
+
+        told = [f"<|{self.settings.get(name)}|>" for name in ("language", "task")]
+        times = [] if self.settings.get("predict_timestamps") is True else ["<|notimestamps|>"]
+        known = self.backend.get_vocab(with_added_tokens=True)
+        tokens = ["<|startoftranscript|>", *(token for token in told if token in known), *times]
+        ids = {token: self.backend.token_to_id(token) for token in [*tokens, end]}
+        if lacking := [token for token, number in ids.items() if number is None]:
+            raise UserError(f"the tokenizer lacks {lacking[0]}, which stands around a text of Whisper: fetch the model again")
+        return processors.TemplateProcessing(single=[*tokens, "$A", end], special_tokens=list(ids.items()))
 
 
 def merges_of(files: dict[str, bytes], name: str) -> list[tuple[str, str]]:

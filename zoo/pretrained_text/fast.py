@@ -65,6 +65,11 @@ class FastTokenizer(PretrainedTokenizer):
             return [[language, *encoding.ids, self.end_id] for encoding in encodings]
         return [[*encoding.ids, self.end_id, language] for encoding in encodings]
 
+    def encode_plain(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of texts with nothing around them."""
+        texts = list(map(without_surrogates, texts))
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
     def encode_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """For each pair the ids of both texts in one sequence, and which text each is of (``Tokens.types``)."""
         pairs = [tuple(map(without_surrogates, pair)) for pair in pairs]

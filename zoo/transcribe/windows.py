@@ -14,7 +14,7 @@ import numpy as np
 from zoo.core import Frames, PyTree, Seq2Seq, UserError, pad_tokens
 from zoo.decoding import Decoding
 from zoo.generate import Sample, generate
-from zoo.generate.facade import bucket
+from zoo.generate.facade import bucket, on_host
 from zoo.transcribe.alignment import token_ends, words_of
 from zoo.transcribe.controls import Controls
 from zoo.transcribe.settings import Transcription
@@ -70,8 +70,7 @@ class Run:
     @functools.cached_property
     def controls(self) -> Controls | None:
         """The model's control tokens."""
-        ids = getattr(self.predictor.target_tokenizer, "ids", {})
-        controls = Controls.of(ids, self.predictor.generation)
+        controls = self.predictor.controls
         if controls is None and (self.wanted.timestamps != "none" or self.wanted.language):
             raise UserError("this model has no tokens for languages and timestamps: leave language and timestamps out")
         return controls
@@ -114,7 +113,7 @@ class Run:
         else:
             p, rows = self.predictor, rows_of(memory)
             start_B1 = np.full((rows, 1), controls.start, np.int32)
-            scores = np.asarray(logits(p.model, p.params, memory, start_B1))[:, 0, tokens]
+            scores = on_host(logits(p.model, p.params, memory, start_B1))[:, 0, tokens]
             found = [tokens[i] for i in scores.argmax(axis=1)]
         for r, language in zip(group, found, strict=False):
             r.language = language if r.language is None else r.language
@@ -197,7 +196,7 @@ class Run:
         before = prompt[: prompt.index(self.controls.start) + 1]
         read_1T = pad_tokens([before], bucket(len(before), 8)).ids
         one = jax.tree.map(lambda x: x[row : row + 1], memory)
-        logits_V = np.asarray(logits(p.model, p.params, one, read_1T))[0, len(before) - 1]
+        logits_V = on_host(logits(p.model, p.params, one, read_1T))[0, len(before) - 1]
         return bool(jax.nn.softmax(logits_V.astype(np.float32))[self.controls.no_speech] > self.wanted.no_speech)
 
     def ends(self, memory: PyTree, row: int, prompt: list[int], attempt: Attempt, frames: int) -> np.ndarray | None:
@@ -208,7 +207,7 @@ class Run:
         read = [*prompt, *attempt.tokens]
         one = jax.tree.map(lambda x: x[row : row + 1], memory)
         weights_ATS = alignment(p.model, p.params, one, pad_tokens([read], p.model.config.max_len).ids, self.heads)
-        return token_ends(np.asarray(weights_ATS)[:, len(prompt) : len(read), : max(frames // FRAMES, 1)])
+        return token_ends(on_host(weights_ATS)[:, len(prompt) : len(read), : max(frames // FRAMES, 1)])
 
     @functools.cached_property
     def heads(self) -> tuple[tuple[int, int], ...]:
