@@ -1,9 +1,12 @@
-"""How fast pretrained models load and Whisper decodes here, beside transformers (torch), on random weights of published sizes.
+"""How fast pretrained models load and Whisper decodes here, beside transformers (torch) and, for Whisper, CTranslate2.
+
+Random weights of published sizes.
 
     python tests/benchmarks/pretrained.py DIR --peer-python PYTHON [--rounds 3] [--threads 2]
 
-DIR keeps the random models (made on the first run). PYTHON has torch and transformers; it may be that of another environment.
-Each number comes from a process of its own, the systems in turn, round after round, on an idle machine, in float32.
+DIR keeps the random models (made on the first run). PYTHON has torch, transformers and ctranslate2; it may be that of another
+environment. Each number comes from a process of its own, the systems in turn, round after round, on an idle machine, and in
+float32.
 
   load     OPUS-MT's size from safetensors: seconds until all parameters are there (imports are not counted), and how much the
            greatest resident memory of the process grew meanwhile, beside the size of the file
@@ -60,17 +63,18 @@ def measure_whisper(directory: str, calls: int) -> dict:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Both systems in turn, a table a task."""
+    """The systems in turn, a table a task."""
     here, peers = Path(__file__), Path(__file__).with_name("pretrained_peers.py")
     if not (options.directory / "whisper" / "config.json").exists():
         run(options.peer_python, peers, ["--cell", json.dumps(["prepare", str(options.directory), 0, options.threads])], 2)
     for task in options.tasks:
-        results: dict[str, list[dict]] = {"zoo": [], "transformers": []}
+        systems = ("zoo", "transformers", "ctranslate2")[: 2 if task == "load" else 3]
+        results: dict[str, list[dict]] = {system: [] for system in systems}
         directory = options.directory / {"load": "marian", "whisper": "whisper"}[task]
         for _ in range(options.rounds):
             for system, found in results.items():
                 python, script = (sys.executable, here) if system == "zoo" else (options.peer_python, peers)
-                cell = [task, str(directory), options.calls, options.threads]
+                cell = [system if system == "ctranslate2" else task, str(directory), options.calls, options.threads]
                 found.append(run(python, script, ["--cell", json.dumps(cell)], options.threads))
         print(f"\n{task}, {options.rounds} rounds, {options.threads} threads")
         size = (directory / "model.safetensors").stat().st_size / 2**20
@@ -90,7 +94,7 @@ def compare(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR", nargs="?")
-    parser.add_argument("--peer-python", default=sys.executable, help="has torch and transformers")
+    parser.add_argument("--peer-python", default=sys.executable, help="has torch, transformers and ctranslate2")
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=3, help="measured calls of each process, after two")

@@ -27,10 +27,18 @@ def prepare(directory: Path) -> None:
         "marian": transformers.MarianMTModel(marian),
         "whisper": transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(begin_suppress_tokens=None)),
     }
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
-    for name, model in models.items():
-        model.save_pretrained(directory / name)
-        transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory / name)
+    models["whisper"].generation_config = transformers.GenerationConfig(
+        is_multilingual=True, lang_to_id={"<|en|>": 50_259}, decoder_start_token_id=50_258, eos_token_id=50_257
+    )
+    # CTranslate2 looks for Whisper's control tokens by their names; the other words are never asked for.
+    controls = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nocaptions|>", "<|notimestamps|>"]
+    languages = ["<|en|>", *(f"<|language {i}|>" for i in range(98))]
+    spoken = [*map(str, range(50_257)), "<|endoftext|>", "<|startoftranscript|>", *languages, *controls]
+    for name, words in {"marian": ["a", "b"], "whisper": spoken}.items():
+        models[name].save_pretrained(directory / name)
+        vocabulary = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0])
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(vocabulary))
+        tokenizer.save_pretrained(directory / name)
 
 
 def measure_load(directory: str) -> dict:
@@ -46,7 +54,13 @@ def measure_whisper(directory: str, calls: int) -> dict:
     values = torch.randn(1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
     start = torch.full((1, 1), model.config.decoder_start_token_id)
     settings = transformers.GenerationConfig(
-        max_new_tokens=NEW, min_new_tokens=NEW, num_beams=1, do_sample=False, eos_token_id=50_257, pad_token_id=50_257
+        decoder_start_token_id=50_258,
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        num_beams=1,
+        do_sample=False,
+        eos_token_id=50_257,
+        pad_token_id=50_257,
     )
 
     @torch.no_grad()
@@ -60,12 +74,33 @@ def measure_whisper(directory: str, calls: int) -> dict:
     return timed(once, calls)
 
 
+def measure_ctranslate2(directory: str, calls: int, threads: int) -> dict:
+    import ctranslate2
+
+    converted = Path(directory) / "ctranslate2"
+    if not converted.exists():
+        ctranslate2.converters.TransformersConverter(directory).convert(str(converted))
+    model = ctranslate2.models.Whisper(str(converted), inter_threads=1, intra_threads=threads)
+    values = ctranslate2.StorageView.from_array(np.random.default_rng(0).standard_normal((1, 80, 3000)).astype(np.float32))
+    prompts = [["<|startoftranscript|>", "<|notimestamps|>"]]
+    # It writes as many tokens as half of max_length.
+    options = {"beam_size": 1, "max_length": 2 * NEW, "suppress_tokens": [50_257], "suppress_blank": False}
+
+    def once():
+        found = model.generate(values, prompts, **options)[0].sequences_ids[0]
+        assert len(found) == NEW, len(found)
+
+    return timed(once, calls)
+
+
 def main() -> None:
     task, directory, calls, threads = json.loads(sys.argv[sys.argv.index("--cell") + 1])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if task == "prepare":
         prepare(Path(directory))
+    elif task == "ctranslate2":
+        print(json.dumps(measure_ctranslate2(directory, calls, threads)))
     else:
         print(json.dumps(measure_load(directory) if task == "load" else measure_whisper(directory, calls)))
 
