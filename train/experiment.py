@@ -327,17 +327,25 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Raises UserError if a run's saved experiment differs from this one in what it learns."""
     if not isinstance(saved, dict):
         raise UserError(f"the experiment.json of {where} is no JSON object: restore it, or choose another --workdir")
+    for name, before, after in differences(saved, now, FREE):
+        raise UserError(
+            f"{where} holds a run of another experiment, {name} was {before!r} and is {after!r} now: repeat its command, or "
+            "choose another --workdir"
+        )
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """The fields, with both values, that two experiments differ in apart from the groups that are free to.
+
+    A field that a saved run does not know, being older, is no difference while it is off.
+
+    >>> differences({"seed": 1, "hosts": {"count": 1}}, {"seed": 2, "hosts": {"count": 4}, "task": ""}, ("hosts",))
+    [('seed', 1, 2)]
+    """
     saved, now = flat(saved), flat(now)
-    for name in sorted(saved.keys() | now.keys()):
-        if name.partition(".")[0] in FREE and name != LEARNED:
-            continue
-        if name not in saved and not now[name]:  # a field that is newer than the run, and off
-            continue
-        if saved.get(name) != now.get(name):
-            raise UserError(
-                f"{where} holds a run of another experiment, {name} was {saved.get(name)!r} and is {now.get(name)!r} "
-                "now: repeat its command, or choose another --workdir"
-            )
+    names = (name for name in sorted(saved.keys() | now.keys()) if name.partition(".")[0] not in free or name == LEARNED)
+    found = [(name, saved.get(name), now.get(name)) for name in names if name in saved or now[name]]
+    return [each for each in found if each[1] != each[2]]
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

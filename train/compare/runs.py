@@ -25,6 +25,7 @@ from zoo.checkpoint.orbax import CHECKPOINTS
 from zoo.core import UserError
 
 COUNTED = 200  # batches whose target tokens are counted
+WATCHED = ("training", "compute", "parallel", "hosts")  # how a run is watched and where it runs, not what comes of it
 LIKE = 1.1  # the most that the parameters of a fair comparison may differ by, as a ratio
 
 
@@ -188,15 +189,12 @@ def done(directory: Path, config: Experiment) -> bool:
     path = directory / report.RESULT
     if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["steps"] < config.training.steps:
         return False
-    saved = experiment.flat(json.loads((directory / "experiment.json").read_text(encoding="utf-8")))
-    now = experiment.flat(experiment.to_json(config))
-    for name in sorted(saved.keys() | now.keys()):
-        watched = name.partition(".")[0] in ("training", "compute", "parallel", "hosts") and name != experiment.LEARNED
-        if not watched and saved.get(name) != now.get(name):
-            raise UserError(
-                f"{directory} was trained and tested with {name} {saved.get(name)!r}, which is {now.get(name)!r} now: "
-                "repeat its command, or choose another --workdir"
-            )
+    saved = json.loads((directory / "experiment.json").read_text(encoding="utf-8"))
+    for name, before, after in experiment.differences(saved, experiment.to_json(config), WATCHED):
+        raise UserError(
+            f"{directory} was trained and tested with {name} {before!r}, which is {after!r} now: repeat its command, or choose "
+            "another --workdir"
+        )
     return True
 
 
