@@ -2,11 +2,9 @@
 
 Paper     Bahdanau et al. 2015; for this task Toshniwal & Livescu 2016 report 4.69 % PER and 20.24 % WER (ensemble).
 Command   python -m train configs/bahdanau_g2p.py --workdir runs/bahdanau_g2p
-Reached   not trained at this size yet. At 426,987 parameters and 1,000 steps (179 s on 2 CPU cores, one seed):
-          10.7 % PER and 42.0 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.embed-dim 64 --model.hidden-dim 128 --model.attention-dim 64 --model.maxout-dim 64 --model.dropout 0
+Reached   9.3 % (9.2 to 9.4) PER, 37.9 % (37.8 to 38.0) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 347 s on one core of an
+          Intel Xeon (AVX-512).
 """
 
 from train.data import CMUDICT, Batching

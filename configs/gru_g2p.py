@@ -2,11 +2,9 @@
 
 Paper     Cho et al. 2014.
 Command   python -m train configs/gru_g2p.py --workdir runs/gru_g2p
-Reached   not trained at this size yet. At 576,011 parameters and 1,000 steps (182 s on 2 CPU cores, one seed):
-          17.8 % PER and 54.8 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.embed-dim 64 --model.hidden-dim 192 --model.maxout-dim 96 --model.dropout 0
+Reached   16.2 % (16.0 to 16.4) PER, 51.8 % (51.1 to 52.3) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 247 s on one core of an
+          Intel Xeon (AVX-512).
 """
 
 from train.data import CMUDICT, Batching

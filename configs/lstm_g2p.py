@@ -2,11 +2,9 @@
 
 Paper     Sutskever et al. 2014; for this task Yao & Zweig 2015 (5.45 % PER, 23.55 % WER with alignments).
 Command   python -m train configs/lstm_g2p.py --workdir runs/lstm_g2p
-Reached   not trained at this size yet. At 471,211 parameters and 1,000 steps (202 s on 2 CPU cores, one seed):
-          18.7 % PER and 58.6 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.embed-dim 64 --model.hidden-dim 128 --model.dropout 0
+Reached   14.2 % (14.0 to 14.6) PER, 49.9 % (49.2 to 50.9) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 302 s on one core of an
+          Intel Xeon (AVX-512).
 """
 
 from train.data import CMUDICT, Batching

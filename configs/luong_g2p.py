@@ -2,11 +2,11 @@
 
 Paper     Luong et al. 2015.
 Command   python -m train configs/luong_g2p.py --workdir runs/luong_g2p
-Reached   not trained at this size yet. At 585,856 parameters and 1,000 steps (235 s on 2 CPU cores, one seed):
-          13.7 % PER and 51.2 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.embed-dim 64 --model.hidden-dim 128 --model.dropout 0
+Reached   13.7 % (13.4 to 13.9) PER, 51.1 % (50.6 to 51.4) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 347 s on one core of an
+          Intel Xeon (AVX-512).
+          Behind Bahdanau's, probably since the encoder reads from left to right alone, and how a letter sounds depends on what
+          follows: the attention of this model looks at the letter after the one that is spoken.
 """
 
 from train.data import CMUDICT, Batching

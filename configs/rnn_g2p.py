@@ -2,11 +2,10 @@
 
 Paper     Elman 1990, as an encoder-decoder: one vector between word and phones, and gradients that vanish along it.
 Command   python -m train configs/rnn_g2p.py --workdir runs/rnn_g2p
-Reached   not trained at this size yet. At 180,267 parameters and 1,000 steps (88 s on 2 CPU cores, one seed):
-          34.3 % PER and 76.4 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.embed-dim 64 --model.hidden-dim 256 --model.dropout 0
+Reached   30.6 % (30.2 to 31.0) PER, 73.8 % (73.4 to 74.3) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 280 s on one core of an
+          Intel Xeon (AVX-512).
+          It wants a lower rate than the other models: at 3e-3 it stayed at 57 % PER.
 """
 
 from train.data import CMUDICT, Batching

@@ -2,11 +2,9 @@
 
 Paper     Vaswani et al. 2017; for this task CMUSphinx g2p-seq2seq (30 to 31 % WER on this dictionary).
 Command   python -m train configs/transformer_g2p.py --workdir runs/transformer_g2p
-Reached   not trained at this size yet. At 529,920 parameters and 1,000 steps (267 s on 2 CPU cores, one seed):
-          11.3 % PER and 42.7 % WER on the 6,295 test words, any listed pronunciation counting, with
-          --training.steps 1000 --training.eval-every 500 --optimizer.learning-rate 3e-3
-          --batching.tokens 3072 --training.label-smoothing 0
-          --model.d-model 96 --model.d-ff 384 --model.num-layers 2 --model.dropout 0
+Reached   10.6 % (10.5 to 10.8) PER, 40.7 % (40.5 to 41.0) WER on the 6,295 test words, any listed pronunciation counting;
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, took from 392 s on one core of an
+          Intel Xeon (AVX-512).
 """
 
 from train.data import CMUDICT, Batching

@@ -181,7 +181,7 @@ def png(chart: Chart, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(7, 4.6), dpi=120, layout="constrained")
+    drawn = Figure(figsize=(8.6, 4.6), dpi=120, layout="constrained")
     axes = drawn.add_subplot()
     for one in chart.series:
         x, y = zip(*one.points, strict=True) if one.points else ((), ())
@@ -200,5 +200,5 @@ def png(chart: Chart, path: Path) -> None:
     if chart.mark:
         axes.axvline(chart.mark[0], color="grey", linestyle="--")
     axes.grid(alpha=0.3)
-    axes.legend()
+    drawn.legend(loc="outside right upper")  # with this many curves it would hide some of them
     FigureCanvasAgg(drawn).print_png(path)
