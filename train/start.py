@@ -26,8 +26,7 @@ from zoo.checkpoint.rules import some
 from zoo.core import ModelConfig, PyTree, UserError, flatten_params, unflatten_params
 from zoo.labels import Labels
 from zoo.predictor_base import PredictorBase
-from zoo.speech import told
-from zoo.transcribe.timestamps import FRAMES
+from zoo.speech import told, window_of
 from zoo.variants import abstract_params
 
 
@@ -85,7 +84,7 @@ def batching(config: Experiment) -> Batching:
     if not isinstance(config.data, Recordings):
         return config.batching
     most = min(config.batching.max_target_len, config.model.max_len)
-    return dataclasses.replace(config.batching, max_source_len=FRAMES * config.model.max_source_len, max_target_len=most)
+    return dataclasses.replace(config.batching, max_source_len=window_of(config.model), max_target_len=most)
 
 
 def origin(known: PredictorBase, config: Experiment) -> dict[str, Any] | None:

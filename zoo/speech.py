@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.core import UserError
+from zoo.core import ModelConfig, UserError
 from zoo.decoding import Decoding
 from zoo.nn.audio import HOP, RATE, WINDOW, frames_of
 from zoo.predictor_base import PredictorBase
@@ -162,13 +162,18 @@ class SpeechPredictor(PredictorBase):
     @property
     def window(self) -> int:
         """Frames of a window."""
-        return FRAMES * self.model.config.max_source_len
+        return window_of(self.model.config)
 
     def recording(self, recording: str | Path | np.ndarray) -> Recording:
         """A recording before its first window: one that fits it is followed by silence, as in training."""
         samples_N = read_sound(recording) if isinstance(recording, (str, Path)) else np.asarray(recording)
         values_NM = frames_of(samples_N, self.model.config.mels, self.window)
         return Recording(values_NM, min(-(-len(samples_N) // HOP), len(values_NM)))
+
+
+def window_of(config: ModelConfig) -> int:
+    """How many frames a model of sound reads at once: two for each of its positions."""
+    return FRAMES * config.max_source_len
 
 
 def told(origin: dict[str, Any], language: str, task: str) -> dict[str, Any]:
