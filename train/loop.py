@@ -28,7 +28,6 @@ from train.workdir import open_workdir
 from zoo.checkpoint.directory import describe
 from zoo.checkpoint.orbax import BEST, find_step
 from zoo.core import SPECIAL_TOKENS, EncoderOnly
-from zoo.nn.audio import HOP, RATE
 from zoo.predictor_base import PredictorBase
 from zoo.variants import abstract_params
 
@@ -129,7 +128,7 @@ class Run(Prepared):
                 if stop:
                     raise self.signals.end(step)
         if batches.dropped:
-            longest = f"{self.predictor.window * HOP / RATE:g} s" if self.model.SOUND else "batching.max_source_len"
+            longest = f"{self.predictor.seconds:g} s" if self.model.SOUND else "batching.max_source_len"
             self.view.say(f"{batches.dropped:,} training examples were left out: longer than {longest} or max_target_len")
 
     @contextlib.contextmanager

@@ -164,6 +164,11 @@ class SpeechPredictor(PredictorBase):
         """Frames of a window."""
         return window_of(self.model.config)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of a window."""
+        return self.window * HOP / RATE
+
     def recording(self, recording: str | Path | np.ndarray) -> Recording:
         """A recording before its first window: one that fits it is followed by silence, as in training."""
         samples_N = read_sound(recording) if isinstance(recording, (str, Path)) else np.asarray(recording)
