@@ -208,13 +208,13 @@ def make_train_step(
 
         total = Accumulated(grads, loss.count, jnp.int32(1))
         old = state._replace(key=None, base=None)  # which take part in no choice: they never change
-        if optimizer.accumulate == 1:
-            new = where(finite, update(old, total), old)  # costs less than a branch, where nearly each batch is an update
-        else:
+        complete = finite
+        if optimizer.accumulate > 1:
             total = where(finite, jax.tree.map(jnp.add, old.accumulated, total), old.accumulated)
             old = old._replace(accumulated=total)
             complete = finite & (total.batches == optimizer.accumulate)
-            new = jax.lax.cond(complete, lambda: update(old, total), lambda: old)
+        # A branch, in which XLA updates in place: a choice between new and old values would copy the old ones first.
+        new = jax.lax.cond(complete, lambda: update(old, total), lambda: old)
         skipped = Skipped(state.skipped.total + ~finite, jnp.where(finite, 0, state.skipped.in_a_row + 1))
         return new._replace(step=state.step + 1, key=state.key, base=state.base, skipped=skipped), metrics
 
