@@ -16,7 +16,7 @@ from zoo.decoding import Decoding
 from zoo.rnn_attention import LuongConfig
 
 experiment = Experiment(
-    model=LuongConfig(embed_dim=64, hidden_dim=120, num_layers=2),
+    model=LuongConfig(embed_dim=64, hidden_dim=120, num_layers=2, reverse_source=True),
     data=CMUDICT,
     tokenizers=Tokenizers(source="characters", target="words"),
     batching=Batching(tokens=2048, max_source_len=32, max_target_len=32, buckets=3),

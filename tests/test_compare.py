@@ -283,6 +283,11 @@ def test_two_configs_of_one_name(configs, tmp_path, capsys):
     assert "two configs are called transformer" in capsys.readouterr().err
 
 
+def test_sound_is_not_compared(tmp_path, capsys):
+    assert main([str(ROOT / "configs" / "whisper_finetune.py"), "--workdir", str(tmp_path), "--data.train", "talks.tsv"]) == 2
+    assert "hears sound" in capsys.readouterr().err
+
+
 def test_no_config_means_the_family():
     assert len(family(ROOT / "configs")) == 6
     with pytest.raises(UserError, match="name the config files"):

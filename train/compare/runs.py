@@ -130,6 +130,8 @@ def members(settings: Settings) -> list[Member]:
 
 def member(settings: Settings, name: str, path: str) -> Member:
     first = parsed(path, list(settings.overrides), settings.workdir, 0)
+    if first.task == "speech":
+        raise UserError(f"{path} hears sound, whose length no token counts: a comparison is of models that read text")
     experiment.check(first)
     if first.hosts.kind != "one":
         raise UserError(f"hosts.kind is {first.hosts.kind}: a comparison runs on one host, so leave it out")

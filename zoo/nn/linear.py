@@ -37,9 +37,12 @@ class Dense(nn.Dense):
 
 
 class Embed(nn.Embed):
-    """``flax.linen.Embed`` whose ``attend``, the product with all embeddings, goes by ``over_rows``."""
+    """``flax.linen.Embed`` whose ``attend``, the product with all embeddings, is one product of rows."""
 
     def attend(self, query: jax.Array) -> jax.Array:
         """(..., D) -> (..., V)."""
         query, embedding = self.promote_dtype(query, self.embedding, dtype=self.dtype)
-        return over_rows(query, embedding.T)
+        rows_ND = query.reshape(math.prod(query.shape[:-1]), query.shape[-1])
+        # Not times the transpose, into whose product with one row XLA:CPU would fuse what made the row, for each word again.
+        rows_NV = jax.lax.dot_general(rows_ND, embedding, (((1,), (1,)), ((), ())))
+        return rows_NV.reshape(*query.shape[:-1], embedding.shape[0])
