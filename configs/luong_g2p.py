@@ -3,9 +3,9 @@
 Paper     Luong et al. 2015.
 Command   python -m train configs/luong_g2p.py --workdir runs/luong_g2p
 Reached   11.3 % (11.2 to 11.4) PER, 44.4 % (44.2 to 44.6) WER on the 6,295 test words, any listed pronunciation counting;
-          the mean of three seeds, and their range. 1,500 steps, a little over two passes, on one core of an Intel Xeon (AVX-512).
-          How a letter sounds depends on those that follow: with an encoder that read from left to right 51.1 % (50.6 to 51.4) of
-          the words were wrong, and the attention looked at the letter after the one that was spoken.
+          the mean of three seeds, and their range. 1,500 steps, a little over two passes, on one core of an Intel Xeon.
+          How a letter sounds depends on those that follow: with an encoder that read from left to right 51.1 % (50.6 to 51.4)
+          of the words were wrong, and the attention looked at the letter after the one that was spoken.
 """
 
 from train.data import CMUDICT, Batching
