@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Thousands of programs run once or twice: LLVM's optimizations of them would take longer than all else. XLA's own are made.
+# Thousands of programs run once or twice: LLVM's optimizations took 39 of the 86 CPU-seconds of the GRU's contract.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis

@@ -45,7 +45,7 @@ class SpeechPredictor(PredictorBase):
     def __post_init__(self):
         super().__post_init__()
         if isinstance(self.target_tokenizer, PretrainedTokenizer) and PREPROCESSOR in self.target_tokenizer.files:
-            check_preprocessor(self.target_tokenizer.json(PREPROCESSOR), self.model.config.mels, self.window)
+            check_preprocessor(self.target_tokenizer.json(PREPROCESSOR), self.model.config.mels, self.seconds)
 
     def predict(self, recordings: Sequence[str | Path | np.ndarray], **options: Any) -> list[str]:
         """The text of each recording, in order.
@@ -190,9 +190,8 @@ def told(origin: dict[str, Any], language: str, task: str) -> dict[str, Any]:
     return origin | {"generation": kept | {"language": f"<|{language}|>", "task": task}}
 
 
-def check_preprocessor(data: dict[str, Any], mels: int, window: int) -> None:
+def check_preprocessor(data: dict[str, Any], mels: int, seconds: float) -> None:
     """Raises UserError if a preprocessor_config.json asks for other frames than ``zoo.nn.audio`` makes."""
-    seconds = window * HOP // RATE
     ours = {"feature_size": mels, "sampling_rate": RATE, "n_fft": WINDOW, "hop_length": HOP, "chunk_length": seconds}
     for name, value in ours.items():
         if data.get(name, value) != value:

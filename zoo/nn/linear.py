@@ -14,20 +14,20 @@ import jax
 import jax.numpy as jnp
 
 
-def over_rows(x: jax.Array, w_DF: jax.Array, precision: jax.lax.PrecisionLike = None) -> jax.Array:
-    """``x @ w_DF`` for x (..., D), as one product of rows: (..., F).
+def over_rows(x: jax.Array, w: jax.Array, axis: int = 0, precision: jax.lax.PrecisionLike = None) -> jax.Array:
+    """``x @ w`` for x (..., D) and w (D, F), or w (F, D) if ``axis`` is 1, as one product of rows: (..., F).
 
     >>> over_rows(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
     rows_ND = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return jnp.matmul(rows_ND, w_DF, precision=precision).reshape(*x.shape[:-1], w_DF.shape[-1])
+    return jnp.tensordot(rows_ND, w, axes=(1, axis), precision=precision).reshape(*x.shape[:-1], w.shape[1 - axis])
 
 
 def dot_general(x: jax.Array, w_DF: jax.Array, dimension_numbers, precision=None) -> jax.Array:
     """``over_rows`` as ``flax.linen.Dense`` calls it, which always multiplies the last axis of x by the first of w."""
     del dimension_numbers
-    return over_rows(x, w_DF, precision)
+    return over_rows(x, w_DF, precision=precision)
 
 
 class Dense(nn.Dense):
@@ -37,12 +37,10 @@ class Dense(nn.Dense):
 
 
 class Embed(nn.Embed):
-    """``flax.linen.Embed`` whose ``attend``, the product with all embeddings, is one product of rows."""
+    """``flax.linen.Embed`` whose ``attend``, the product with all embeddings, goes by ``over_rows``."""
 
     def attend(self, query: jax.Array) -> jax.Array:
         """(..., D) -> (..., V)."""
         query, embedding = self.promote_dtype(query, self.embedding, dtype=self.dtype)
-        rows_ND = query.reshape(math.prod(query.shape[:-1]), query.shape[-1])
         # Not times the transpose, into whose product with one row XLA:CPU would fuse what made the row, for each word again.
-        rows_NV = jax.lax.dot_general(rows_ND, embedding, (((1,), (1,)), ((), ())))
-        return rows_NV.reshape(*query.shape[:-1], embedding.shape[0])
+        return over_rows(query, embedding, axis=1)
