@@ -14,6 +14,7 @@ import pytest
 
 from zoo import rnn, rnn_attention, transformer
 from zoo.core import UserError, flatten_params, pad_tokens, random_tokens, unflatten_params
+from zoo.nn.dropout import Dropout
 
 TINY = {name: config for module in (rnn, rnn_attention) for name, config in module.PRESETS.items() if name.endswith("tiny")}
 TINY["transformer-tiny"] = transformer.PRESETS["tiny"]
@@ -282,7 +283,7 @@ def test_dropout_stands_where_the_config_says_and_only_in_training(name, places)
     seen = []
 
     def watch(call, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout) and not kwargs["deterministic"]:
+        if isinstance(context.module, Dropout) and not kwargs["deterministic"]:
             seen.append(context.module.name)
         return call(*args, **kwargs)
 

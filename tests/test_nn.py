@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zoo.nn.activation import gelu, gelu_tanh
 from zoo.nn.attention import additive_scores, dot_product_attention, dot_scores, masked_softmax, mix
 from zoo.nn.cache import DecoderCache, KeyValue, by_position, causal_mask, write
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed, over_rows
+from zoo.nn.norm import LayerNorm
 from zoo.nn.position import sinusoidal
 from zoo.nn.recurrent import (
     CELLS,
@@ -369,3 +374,65 @@ def test_maxout():
     for pieces in (2, 4):
         expected = [[[row[i : i + pieces].max() for i in range(0, 8, pieces)] for row in rows] for rows in x]
         np.testing.assert_array_equal(maxout(x, pieces), expected)
+
+
+@pytest.mark.parametrize(("activation", "exact"), [(gelu, True), (gelu_tanh, False)])
+def test_gelu_and_its_gradient_keep_nothing_but_what_they_read(activation, exact):
+    x = np.linspace(-6, 6, 101)
+    if exact:
+        phi = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+        slope = phi + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    else:
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        phi = 0.5 * (1 + np.tanh(inner))
+        slope = phi + x * 0.5 * (1 - np.tanh(inner) ** 2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    # Where all but nothing is left of 1 + tanh, float32 has no more digits.
+    y, pull = jax.vjp(activation, jnp.asarray(x, jnp.float32))
+    close(y, x * phi, atol=3e-6)
+    close(pull(jnp.ones_like(y))[0], slope, atol=3e-6)
+    (kept,) = (leaf for leaf in jax.tree.leaves(pull) if leaf.size == x.size)
+    np.testing.assert_array_equal(kept, x.astype(np.float32))
+    half = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_array_equal(activation(half), activation(half.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+@given(st.integers(1, 9), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 2**31 - 1))
+def test_dropout_keeps_numbers_divided_by_what_it_keeps(width, rate, seed):
+    drop, x = Dropout(rate), normal(40, 25, width, seed=seed % 97)
+    y = np.asarray(drop.apply({}, x, False, rngs={"dropout": jax.random.key(seed)}))
+    kept = y != 0
+    close(y[kept], x[kept] / (1 - rate), rtol=2e-5)  # the rate is rounded to 16 bits
+    # Six standard deviations, of each column too: no two numbers of a row share their bits.
+    shares = 1 - kept.reshape(-1, width)
+    assert np.abs(shares.mean(axis=0) - rate).max() < 6 * math.sqrt(rate * (1 - rate) / 1000)
+    for other in range(1, width):
+        both = (shares[:, 0] * shares[:, other]).mean()
+        assert abs(both - rate**2) < 6 * math.sqrt(rate**2 / 1000)
+
+
+def test_dropout_is_nothing_without_training_or_rate():
+    x = normal(3, 4)
+    assert Dropout(0.5).apply({}, x, True) is x
+    assert Dropout(0.0).apply({}, x, False) is x
+    key = {"dropout": jax.random.key(0)}
+    gradient = jax.grad(lambda x: Dropout(0.5).apply({}, x, False, rngs=key).sum())(x)
+    np.testing.assert_array_equal(gradient, np.where(Dropout(0.5).apply({}, x, False, rngs=key) != 0, 2.0, 0.0))
+    assert (np.asarray(Dropout(0.9999999).apply({}, x, False, rngs=key)) == 0).mean() > 0.9  # not everything divided by nothing
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_layer_norm_is_equation_4_and_flax_s(mean):
+    x, scale, bias = normal(3, 5, 16) + np.float32(mean), normal(16, seed=1), normal(16, seed=2)
+    weights = {"params": {"scale": scale, "bias": bias}}
+    chex.assert_trees_all_equal_shapes(LayerNorm().init(jax.random.key(0), x), weights)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+    digits = 5e-7 * mean  # that the mean itself has lost
+    close(LayerNorm().apply(weights, x), exact * scale + bias, atol=1e-6 + digits)
+    ours, theirs = (
+        jax.grad(lambda w, x, norm=norm: (norm.apply(w, x) ** 2).sum(), argnums=(0, 1))(weights, x)
+        for norm in (LayerNorm(), nn.LayerNorm(use_fast_variance=False))
+    )
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    low = jax.tree.map(lambda v: v.astype(jnp.bfloat16), weights)
+    assert LayerNorm().apply(low, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16

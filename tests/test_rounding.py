@@ -2,7 +2,8 @@
 
 Compared by the root of the mean square, since a maximum hangs on one sum's last bit. Inside norms and activations the order of
 rounding differs: ours are 0.75 to 1.13 of theirs, and torch's own two ways to attend differ by as much. Directories of one
-architecture differ in what their files hold: one of each is enough here.
+architecture differ in what their files hold: one of each is enough here. What reads sound hears many noises: with one alone the
+two are by chance 0.7 to 1.6 of each other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zoo.core import Frames, Tokens
 GOLDEN = Path(__file__).parent / "golden"
 ERRORS = json.loads((GOLDEN / "bf16.json").read_text())
 FACTOR = 1.2
+DRAWS = 16  # as in golden/families/rounding.py
 FAMILIES = (
     *("bart", "mbart", "pegasus", "blenderbot", "blenderbot_small", "m2m_100", "marian", "t5", "t5_v1_1", "gpt2", "whisper"),
     *("bert_mlm", "roberta_mlm", "distilbert_mlm"),
@@ -34,27 +36,28 @@ def test_each_directory_has_its_error():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_is_as_close_to_float32_as_the_reference_is(name):
-    predictor = zoo.load(GOLDEN / name, dtype=jnp.bfloat16)
+    low, high = zoo.load(GOLDEN / name, dtype=jnp.bfloat16), zoo.load(GOLDEN / name)
     (path,) = (path for path in (GOLDEN / name).glob("*.npz"))
     with np.load(path, allow_pickle=False) as arrays:
         golden = dict(arrays)
-    model = predictor.model
     if "in:ids" in golden:
         batch = [Tokens(golden["in:ids"], golden["in:mask"], types=golden.get("in:types"))]
-        mask = golden["in:mask"]
     else:
         target = Tokens(golden["in:target_ids"], golden["in:target_mask"])
-        batch, mask = [source_of(model, golden), target], target.mask
-    logits = jax.jit(model.apply)({"params": predictor.params}, *batch).logits
+        if low.model.SOUND:
+            batch = [noises(low.model.config, len(target.ids)), jax.tree.map(lambda x: np.tile(x, (DRAWS, 1)), target)]
+        else:
+            batch = [Tokens(golden["in:source_ids"], golden["in:source_mask"]), target]
+    apply = jax.jit(low.model.apply)
+    logits = apply({"params": low.params}, *batch).logits
     assert logits.dtype == jnp.bfloat16, "nothing was rounded"
-    off = (np.asarray(logits, np.float32) - golden["out:logits"])[mask]
+    # Of noises the file has no logits in float32; those of others equal ours (test_whisper.py).
+    wanted = apply({"params": high.params}, *batch).logits if low.model.SOUND else golden["out:logits"]
+    off = (np.asarray(logits, np.float32) - np.asarray(wanted))[batch[-1].mask]
     rms = float(np.sqrt(np.square(off).mean()))
     assert 0 < rms <= FACTOR * ERRORS[name]["rms"]
 
 
-def source_of(model, golden):
-    if "in:source_ids" in golden:
-        return Tokens(golden["in:source_ids"], golden["in:source_mask"])
-    shape = (3, 2 * model.config.max_source_len, model.config.mels)
-    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return Frames(values.astype(jnp.bfloat16), np.ones(shape[:2], bool))
+def noises(config, rows: int) -> Frames:
+    shape = (rows * DRAWS, 2 * config.max_source_len, config.mels)
+    return Frames(np.random.default_rng(0).standard_normal(shape).astype(np.float32), np.ones(shape[:2], bool))

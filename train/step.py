@@ -199,7 +199,7 @@ def make_train_step(
         if axis is not None:
             grads, metrics = summed((grads, metrics), axis)
         loss = metrics["loss"]
-        norm = optax.tree.norm(jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1), grads))
+        norm = optax.tree.norm(grads) / jnp.maximum(loss.count, 1)
         finite = jnp.isfinite(loss.sum) & jnp.isfinite(norm)
 
         metrics["gradient_norm"] = Metric(norm, jnp.float32(1))

@@ -42,15 +42,18 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import ROW, Constant, Copy, Renamed, Rule, embedding, linear, norm, projections
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
+from zoo.nn.activation import gelu
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.block import FeedForward, Residual
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.position import sines_then_cosines, table_of_sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "denoising, summaries, translation and dialogue, pretrained"
-ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=False), "relu": nn.relu, "swish": nn.swish}
+ACTIVATIONS = {"gelu": gelu, "relu": nn.relu, "swish": nn.swish}
 SIDES = ("encoder", "decoder")
 OFFSET = {"offset": 2, "learned": 0}  # rows of a table of positions that no position has
 
@@ -261,7 +264,7 @@ class Bart(Seq2Seq):
     def setup(self):
         c = self.config
         table = lambda rows: Embed(rows, c.d_model, embedding_init=normal(c.d_model**-0.5))  # noqa: E731
-        layer_norm = lambda: nn.LayerNorm(epsilon=1e-5)  # noqa: E731
+        layer_norm = lambda: LayerNorm(epsilon=1e-5)  # noqa: E731
         self.embedding = table(c.target_vocab_size)
         if c.positions != "sinusoidal":
             rows = c.max_len + OFFSET[c.positions]
@@ -274,7 +277,7 @@ class Bart(Seq2Seq):
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
         if c.norm == "pre":
             self.encoder_norm, self.decoder_norm = layer_norm(), layer_norm()
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def position(self, side: str, position_BN: jax.Array) -> jax.Array:
         """What is added to the embeddings: (B, N, D). Whether there are so many positions has been asked before."""

@@ -44,17 +44,16 @@ from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, linear, norm
 from zoo.core import PAD, Encoded, EncoderOnly, ModelConfig, PyTree, Tokens, UserError, positions, random_tokens
 from zoo.labels import Labels
+from zoo.nn.activation import gelu, gelu_tanh
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.cache import Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "classification, sentence embedding, masked words"
-ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "relu": nn.relu,
-}
+ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_tanh, "relu": nn.relu}
 Layout = Literal["bert", "roberta", "distilbert"]
 Head = Literal["none", "masked_lm", "classification", "token_classification"]
 
@@ -164,8 +163,8 @@ class EncoderLayer(nn.Module):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel)
         self.inner, self.outer = dense(c.d_ff), dense(c.d_model)
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(c.norm_eps), nn.LayerNorm(c.norm_eps)
-        self.drop = nn.Dropout(c.dropout)
+        self.attention_norm, self.feed_forward_norm = LayerNorm(c.norm_eps), LayerNorm(c.norm_eps)
+        self.drop = Dropout(c.dropout)
 
     def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
         """Returns x (B, S, D) and, on request, the attention weights (B, H, S, S)."""
@@ -282,15 +281,15 @@ class Bert(EncoderOnly):
         self.embedding, self.positions = embed(c.source_vocab_size), embed(c.first_position + c.max_len)
         if c.type_vocab_size:
             self.types = embed(c.type_vocab_size)
-        self.embedding_norm = nn.LayerNorm(c.norm_eps)
+        self.embedding_norm = LayerNorm(c.norm_eps)
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.num_layers)]
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         if c.pooler:
             self.pooler = dense(c.d_model)
         if c.next_sentence:
             self.next_sentence = dense(2)
         if c.head == "masked_lm":
-            self.transform, self.transform_norm = dense(c.d_model), nn.LayerNorm(c.norm_eps)
+            self.transform, self.transform_norm = dense(c.d_model), LayerNorm(c.norm_eps)
             self.output_bias = self.param("output_bias", zeros, (c.target_vocab_size,))
         elif c.head == "classification":
             if c.layout != "bert":

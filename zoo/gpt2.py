@@ -36,13 +36,16 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Constant, Copy, Renamed, Rule, embedding, norm
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, per_beam, positions
+from zoo.nn.activation import gelu, gelu_tanh
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "text, pretrained"
-ACTIVATIONS = {"gelu_new": nn.gelu, "gelu": lambda x: nn.gelu(x, approximate=False), "relu": nn.relu, "silu": nn.silu}
+ACTIVATIONS = {"gelu_new": gelu_tanh, "gelu": gelu, "relu": nn.relu, "silu": nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +154,11 @@ class Block(nn.Module):
     def setup(self):
         c = self.config
         small = normal(0.02 / max(2 * c.num_layers, 1) ** 0.5)  # of what is added: section 2.3 of the paper
-        layer_norm = lambda: nn.LayerNorm(epsilon=c.norm_epsilon)  # noqa: E731
+        layer_norm = lambda: LayerNorm(epsilon=c.norm_epsilon)  # noqa: E731
         self.attention_norm, self.feed_forward_norm = layer_norm(), layer_norm()
         self.attention = MultiHeadAttention(c.d_model, c.num_heads, self.kernel, normal(0.02), small)
         self.inner, self.outer = Dense(c.d_ff, kernel_init=normal(0.02)), Dense(c.d_model, kernel_init=small)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def __call__(self, x_RTD: jax.Array, prompt, past: Visible, cache: KeyValue | None, index, train: bool, attention: bool):
         """``prompt`` is what came before and what of it may be read, or None; ``past`` what of these tokens' own past.
@@ -233,8 +236,8 @@ class GPT2(Seq2Seq):
         self.embedding = Embed(c.target_vocab_size, c.d_model, embedding_init=normal(0.02))
         self.position_embedding = Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
         self.layers = [Block(c, self.kernel) for _ in range(c.num_layers)]
-        self.norm = nn.LayerNorm(epsilon=c.norm_epsilon)
-        self.drop = nn.Dropout(c.dropout)
+        self.norm = LayerNorm(epsilon=c.norm_epsilon)
+        self.drop = Dropout(c.dropout)
 
     def embed(self, ids_BN: jax.Array, position_BN: jax.Array, train: bool) -> jax.Array:
         """Embeddings plus positions: (B, N, D). Beyond the last position stands padding alone, or what no search keeps."""

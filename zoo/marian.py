@@ -31,15 +31,18 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import ROW, Constant, Copy, Rule, embedding, linear, norm, projections
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError, positions
+from zoo.nn.activation import gelu
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.block import FeedForward, Residual
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.position import sines_then_cosines, table_of_sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 TASK = "translation, pretrained"
-ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu, "gelu": lambda x: nn.gelu(x, approximate=False)}
+ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu, "gelu": gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +242,8 @@ class Marian(Seq2Seq):
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
         if c.norm == "pre":
-            self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(c.dropout)
+            self.encoder_norm, self.decoder_norm = LayerNorm(epsilon=1e-5), LayerNorm(epsilon=1e-5)
+        self.drop = Dropout(c.dropout)
 
     def table(self, side: str) -> Embed:
         return self.embedding if self.config.share_embeddings else getattr(self, f"{side}_embedding")

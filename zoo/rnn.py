@@ -20,7 +20,6 @@ import dataclasses
 import functools
 from typing import ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal, xavier_uniform
@@ -28,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.checkpoint.rules import TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.recurrent import CELLS, Carry, Cell, cudnn_gru_step, input_gates, maxout, scan_cell
 from zoo.nn.sharding import BATCH, MODEL, constrain
@@ -125,7 +125,7 @@ class Sutskever(Seq2Seq):
         self.encoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
         self.decoder = [Cell(c.CELL, width, c.hidden_dim, remat=self.remat) for width in widths]
         self.output = Dense(c.target_vocab_size, kernel_init=xavier_uniform())
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Memory:
         x_BSD, state = self.source_embedding(source.ids), []
@@ -191,7 +191,7 @@ class Cho(Seq2Seq):
         self.readout_token = dense(2 * c.maxout_dim, use_bias=False)  # O_y
         self.readout_summary = dense(2 * c.maxout_dim, use_bias=False)  # O_c
         self.output = dense(c.target_vocab_size)  # G
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> Summary:
         x_BSD = self.drop(self.source_embedding(source.ids), deterministic=not train)

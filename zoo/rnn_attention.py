@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.rules import SAME, TRANSPOSED, Rule, cell, embedding, linear
 from zoo.core import ModelConfig, Outputs, Seq2Seq, Tokens, per_beam, positions
 from zoo.nn.attention import additive_scores, dot_scores, masked_softmax, mix
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.recurrent import CELLS, Carry, Cell, Weights, gru_step, input_gates, lstm_step, maxout
 from zoo.nn.sharding import BATCH, MODEL, constrain
@@ -132,7 +133,7 @@ class Bahdanau(Seq2Seq):
         self.readout_token = dense(2 * c.maxout_dim, use_bias=False)  # V_o
         self.readout_context = dense(2 * c.maxout_dim, use_bias=False)  # C_o
         self.output = dense(c.target_vocab_size)  # W_o
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> BahdanauMemory:
         x_BSD = self.drop(self.source_embedding(source.ids), deterministic=not train)
@@ -236,7 +237,7 @@ class Luong(Seq2Seq):
             self.predict_energy = self.param("predict_energy", normal(D**-0.5), (D,))  # v_p
         self.combine = Matrix(2 * D, D)  # W_c
         self.output = Dense(c.target_vocab_size, use_bias=False, kernel_init=xavier_uniform())  # W_s
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def encode(self, source: Tokens, train: bool = False, attention: bool = False) -> LuongMemory:
         x_BSD, state = self.source_embedding(source.ids), []

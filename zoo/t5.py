@@ -36,8 +36,10 @@ from jax.sharding import PartitionSpec as P
 from zoo.checkpoint.fields import Architecture, Fields
 from zoo.checkpoint.rules import Copy, Rule, Unused, embedding, linear
 from zoo.core import BOS, EOS, PAD, AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserError
+from zoo.nn.activation import gelu_tanh
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
 from zoo.nn.norm import RMSNorm
 from zoo.nn.position import by_distance, relative_bucket
@@ -178,11 +180,11 @@ class FeedForward(nn.Module):
             self.gate, self.gated = dense(c.d_ff, c.d_model), dense(c.d_ff, c.d_model)
         else:
             self.inner = dense(c.d_ff, c.d_model)
-        self.outer, self.drop = dense(c.d_model, c.d_ff), nn.Dropout(c.dropout)
+        self.outer, self.drop = dense(c.d_model, c.d_ff), Dropout(c.dropout)
 
     def __call__(self, x_BND: jax.Array, train: bool) -> jax.Array:
         if self.config.activation == "gated-gelu":
-            x_BNF = nn.gelu(self.gate(x_BND), approximate=True) * self.gated(x_BND)
+            x_BNF = gelu_tanh(self.gate(x_BND)) * self.gated(x_BND)
         else:
             x_BNF = nn.relu(self.inner(x_BND))
         return self.outer(self.drop(constrain(x_BNF, BATCH, None, MODEL), deterministic=not train))
@@ -194,7 +196,7 @@ class Residual(nn.Module):
     config: T5Config
 
     def setup(self):
-        self.norm, self.drop = RMSNorm(self.config.epsilon), nn.Dropout(self.config.dropout)
+        self.norm, self.drop = RMSNorm(self.config.epsilon), Dropout(self.config.dropout)
 
     def __call__(self, x_BND: jax.Array, sublayer, train: bool) -> jax.Array:
         return constrain(x_BND + self.drop(sublayer(self.norm(x_BND)), deterministic=not train), BATCH)
@@ -335,7 +337,7 @@ class T5(Seq2Seq):
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
         self.encoder_norm, self.decoder_norm = RMSNorm(c.epsilon), RMSNorm(c.epsilon)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def embed(self, ids_BN: jax.Array, train: bool) -> jax.Array:
         """Embeddings alone, (B, N, D): what a bias says of distances is all that a model knows of positions."""

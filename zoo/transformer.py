@@ -28,7 +28,9 @@ from zoo.core import AppendOnly, ModelConfig, Outputs, Seq2Seq, Tokens, UserErro
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.block import FeedForward, Residual
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense, Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.position import sinusoidal
 from zoo.nn.sharding import BATCH, MODEL, constrain
 from zoo.nn.stack import scan_layers
@@ -221,8 +223,8 @@ class Transformer(Seq2Seq):
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.num_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.num_layers)]
         if c.norm == "pre":
-            self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(c.dropout)
+            self.encoder_norm, self.decoder_norm = LayerNorm(epsilon=1e-5), LayerNorm(epsilon=1e-5)
+        self.drop = Dropout(c.dropout)
 
     def embed(self, side: str, ids_BN: jax.Array, position_BN: jax.Array, train: bool) -> jax.Array:
         """Embeddings times sqrt(D), plus positions (sections 3.4 and 3.5): (B, N, D)."""

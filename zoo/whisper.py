@@ -44,11 +44,14 @@ from zoo.core import (
     UserError,
     random_tokens,
 )
+from zoo.nn.activation import gelu
 from zoo.nn.attention import MultiHeadAttention
 from zoo.nn.audio import log_mel
 from zoo.nn.block import FeedForward, Residual
 from zoo.nn.cache import DecoderCache, KeyValue, Visible
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Embed
+from zoo.nn.norm import LayerNorm
 from zoo.nn.position import sines_then_cosines
 from zoo.nn.sharding import BATCH, MODEL, by_rows, constrain
 
@@ -143,11 +146,6 @@ class Memory(NamedTuple):
     attention: dict[str, jax.Array]
 
 
-def _gelu(x: jax.Array) -> jax.Array:
-    """Rounded once: step by step in bfloat16 it would take the logits half as far again from their true values."""
-    return nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
-
-
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network."""
 
@@ -157,7 +155,7 @@ class EncoderLayer(nn.Module):
     def setup(self):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.encoder_heads, self.kernel, key_bias=False)
-        self.feed_forward = FeedForward(c.d_model, c.encoder_d_ff, _gelu)
+        self.feed_forward = FeedForward(c.d_model, c.encoder_d_ff, gelu)
         self.attention_residual, self.feed_forward_residual = Residual("pre", c.dropout), Residual("pre", c.dropout)
 
     def __call__(self, x_BSD: jax.Array, visible: Visible, train: bool, attention: bool):
@@ -182,7 +180,7 @@ class DecoderLayer(nn.Module):
         c = self.config
         self.attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel, key_bias=False)
         self.cross_attention = MultiHeadAttention(c.d_model, c.decoder_heads, self.kernel, key_bias=False)
-        self.feed_forward = FeedForward(c.d_model, c.decoder_d_ff, _gelu)
+        self.feed_forward = FeedForward(c.d_model, c.decoder_d_ff, gelu)
         self.attention_residual, self.cross_attention_residual = Residual("pre", c.dropout), Residual("pre", c.dropout)
         self.feed_forward_residual = Residual("pre", c.dropout)
 
@@ -262,8 +260,8 @@ class Whisper(Seq2Seq):
         self.decoder_positions = Embed(c.max_len, c.d_model, embedding_init=normal(0.02))
         self.encoder = [EncoderLayer(c, self.kernel) for _ in range(c.encoder_layers)]
         self.decoder = [DecoderLayer(c, self.kernel) for _ in range(c.decoder_layers)]
-        self.encoder_norm, self.decoder_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(c.dropout)
+        self.encoder_norm, self.decoder_norm = LayerNorm(epsilon=1e-5), LayerNorm(epsilon=1e-5)
+        self.drop = Dropout(c.dropout)
 
     def convolve(self, source: Frames) -> tuple[jax.Array, jax.Array]:
         """Both convolutions over the real frames, moved to the left: (B, S, D) and the mask (B, S) of half the frames."""
@@ -272,8 +270,8 @@ class Whisper(Seq2Seq):
         mask_BN = jnp.take_along_axis(source.mask, order_BN, axis=1)
         # What follows the last frame is zero to both convolutions, as where the array ends.
         x_BNM = jnp.where(mask_BN[:, :, None], x_BNM, 0).astype(self.embedding.embedding.dtype)
-        x_BND = jnp.where(mask_BN[:, :, None], _gelu(self.convolution_1(x_BNM)), 0)
-        return _gelu(self.convolution_2(x_BND)), mask_BN[:, ::2]
+        x_BND = jnp.where(mask_BN[:, :, None], gelu(self.convolution_1(x_BNM)), 0)
+        return gelu(self.convolution_2(x_BND)), mask_BN[:, ::2]
 
     def encode(self, source: Sound | Frames | Memory, train: bool = False, attention: bool = False) -> Memory:
         """As every model's; a memory is given back, so that several searches over one sound encode it once."""

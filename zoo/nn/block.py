@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 from flax.linen.initializers import xavier_uniform
 
+from zoo.nn.dropout import Dropout
 from zoo.nn.linear import Dense
+from zoo.nn.norm import LayerNorm
 from zoo.nn.sharding import BATCH, MODEL, constrain
 
 
@@ -46,8 +48,8 @@ class Residual(nn.Module):
     dropout: float
 
     def setup(self):
-        self.norm = nn.LayerNorm(epsilon=1e-5)
-        self.drop = nn.Dropout(self.dropout)
+        self.norm = LayerNorm(epsilon=1e-5)
+        self.drop = Dropout(self.dropout)
 
     def __call__(self, x_BND: jax.Array, sublayer: Callable[[jax.Array], jax.Array], train: bool) -> jax.Array:
         if self.order == "pre":
