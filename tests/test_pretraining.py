@@ -74,7 +74,7 @@ def test_a_model_learns_to_fill_in(tmp_path, capsys):
         **{"tokenizers.source": "words", "tokenizers.target": "words", "model.d-model": 32, "model.d-ff": 32},
         **{"model.num-layers": 1, "model.max-len": 16, "batching.max-source-len": 16, "batching.max-target-len": 16},
         **{"batching.tokens": 512, "batching.buckets": 1, "optimizer.learning-rate": 1e-2, "optimizer.warmup-steps": 10},
-        **{"training.steps": 100, "training.eval-every": 100, "parallel.devices": 1},
+        **{"training.steps": 300, "training.eval-every": 300, "parallel.devices": 1},
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     assert main(["configs/bert_mlm.py", "--workdir", str(tmp_path / "run"), *given]) == 0, capsys.readouterr().err
