@@ -1,7 +1,7 @@
 """Gaussian error linear units (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
 In float32 whatever the dtype of x, and rounded once: step by step in bfloat16, Whisper's logits would be half as far again
-from their true values. Of the forward pass x alone is kept for the gradient: the rest is sooner computed again than read.
+from their true values. Only x is kept for the gradient: a CPU computes the rest again sooner than it reads it.
 """
 
 from __future__ import annotations

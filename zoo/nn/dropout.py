@@ -12,8 +12,8 @@ STEPS = 2**16  # 16 random bits for each number
 class Dropout(nn.Module):
     """Each number becomes zero with probability ``rate``, else it is divided by 1 - rate (Srivastava et al. 2014, section 10).
 
-    Two numbers share a random word of 32 bits, which is most of what dropout costs where random numbers are computed, not drawn
-    by hardware. The rate is rounded to a multiple of 2^-16, and so is what divides: the expectation stays that of the input.
+    Two numbers share a random word of 32 bits: on a CPU, drawing these is most of what dropout costs. The rate is rounded to a
+    multiple of 2^-16, and so is what divides: the expectation stays that of the input.
 
     Attributes:
       rate: from 0 to below 1.
